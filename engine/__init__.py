@@ -1,0 +1,1 @@
+"""An inference server: tokens, pages and kernels. It knows nothing of tuning."""

@@ -1,0 +1,140 @@
+"""EngineConfig: every setting of the engine once, with unit, range and the cost of changing it.
+
+The search space, the engine's --help text and the documentation table are generated from these fields.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+KVCacheDtype = Literal["auto", "float32", "bfloat16", "float16", "fp8_e4m3", "int8"]
+ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
+ReconfigurationCost = Literal["hot", "cache", "process"]
+
+COSTS: tuple[ReconfigurationCost, ...] = ("hot", "cache", "process")
+"""From cheap to dear. hot: takes effect at the next step. cache: the KV pool is rebuilt. process: a new process."""
+
+
+def _knob(default: Any, cost: ReconfigurationCost, unit: str, description: str, **bounds: Any) -> Any:
+    extra = {"cost": cost, "unit": unit}
+    return Field(default, description=description, json_schema_extra=extra, **bounds)
+
+
+class EngineConfig(BaseModel):
+    """Configuration of one engine process. Frozen; a change is a new object (`model_copy` or `updated`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: str = _knob(..., "process", "directory", "Hugging Face checkpoint: config.json, *.safetensors, tokenizer.json.")
+    draft_model: str | None = _knob(
+        None, "process", "directory", "Checkpoint of the draft model for speculative decoding; same tokenizer as `model`."
+    )
+    device: Literal["auto", "cpu", "cuda"] = _knob("auto", "process", "device", "Where tensors live; auto takes a GPU if present.")
+    dtype: ComputeDtype = _knob("auto", "process", "dtype", "Weights and activations; auto: bfloat16 on a GPU, float32 on a CPU.")
+    num_threads: int = _knob(1, "process", "threads", "Intra-op threads of torch on the CPU.", ge=1, le=256)
+    seed: int = _knob(0, "hot", "integer", "Seed of requests that bring none.", ge=0)
+    max_model_len: int | None = _knob(
+        None, "process", "tokens", "Longest prompt plus output; none: max_position_embeddings of the model.", ge=1
+    )
+    max_num_seqs: int = _knob(16, "hot", "sequences", "Sequences that may run in one step.", ge=1, le=4096)
+    max_num_batched_tokens: int = _knob(
+        512, "hot", "tokens", "Token budget of one step, decodes and prefill chunks together.", ge=1, le=1_048_576
+    )
+    prefill_chunk_size: int | None = _knob(
+        None, "hot", "tokens", "Most prompt tokens of one sequence in one step; none: the whole token budget.", ge=1
+    )
+    block_size: int = _knob(16, "cache", "tokens", "Tokens in one page of the KV cache.", ge=1, le=256)
+    kv_cache_dtype: KVCacheDtype = _knob(
+        "auto", "cache", "dtype", "Stored keys and values; auto: the compute dtype. int8 and fp8_e4m3 keep a scale per token and head."
+    )
+    kv_cache_memory_bytes: int = _knob(
+        256 * 2**20, "cache", "bytes", "Memory of the page pool, scales and the draft model's pages included.", ge=1
+    )
+    kv_window: int | None = _knob(
+        None, "cache", "tokens", "Recent tokens a query may see besides the sinks; none: all. Pages outside are freed.", ge=1
+    )
+    kv_sink_tokens: int = _knob(4, "cache", "tokens", "First tokens that stay visible when kv_window is set.", ge=0)
+    num_speculative_tokens: int = _knob(
+        0, "cache", "tokens", "Tokens the draft model proposes in a step; 0: no speculation, no draft cache.", ge=0, le=16
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EngineConfig:
+        if self.num_speculative_tokens and self.draft_model is None:
+            raise ValueError("num_speculative_tokens: needs draft_model, which is not set; set it, or use 0")
+        if self.max_num_batched_tokens < self.num_speculative_tokens + 1:
+            raise ValueError(
+                f"max_num_batched_tokens: {self.max_num_batched_tokens} cannot hold one verification of "
+                f"num_speculative_tokens + 1 = {self.num_speculative_tokens + 1} tokens"
+            )
+        return self
+
+    def updated(self, changes: Mapping[str, Any]) -> EngineConfig:
+        """A validated copy with `changes` applied. Raises ValueError naming the field."""
+        return parse_config({**self.model_dump(), **changes}, source="reconfiguration")
+
+    def cost_of(self, other: EngineConfig) -> ReconfigurationCost | None:
+        """The dearest cost among the fields in which `other` differs; None when nothing differs."""
+        differing = [knob.cost for knob in knobs() if getattr(self, knob.name) != getattr(other, knob.name)]
+        return max(differing, key=COSTS.index, default=None)
+
+
+class Knob(NamedTuple):
+    """One field of EngineConfig as a tuner or a reader sees it."""
+
+    name: str
+    unit: str
+    cost: ReconfigurationCost
+    description: str
+    default: Any
+    json_schema: dict[str, Any]
+
+
+def knobs() -> tuple[Knob, ...]:
+    """All fields in declaration order, with their JSON Schema (type, range, choices)."""
+    properties = EngineConfig.model_json_schema()["properties"]
+    return tuple(
+        Knob(name, prop["unit"], prop["cost"], prop["description"], prop.get("default"), prop)
+        for name, prop in properties.items()
+    )
+
+
+def parse_config(values: Mapping[str, Any], source: str) -> EngineConfig:
+    """Validate `values`. Raises ValueError with one line: the source, the key, what was expected, the nearest key."""
+    try:
+        return EngineConfig.model_validate(dict(values))
+    except ValidationError as error:
+        raise ValueError(f"{source}: {_first_problem(error)}") from None
+
+
+def load_config(path: Path) -> EngineConfig:
+    """Read engine.yaml. Relative model directories are taken from the file's own directory."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping of settings, found {type(values).__name__}")
+    for key in ("model", "draft_model"):
+        if isinstance(values.get(key), str):
+            values[key] = str((path.parent / values[key]).resolve())
+    return parse_config(values, source=str(path))
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, EngineConfig.model_fields, n=1)
+        return f"{key}: unknown setting" + (f"; did you mean {near[0]}?" if near else "")
+    message = problem["msg"].removeprefix("Value error, ")
+    given = "" if problem["type"] in ("missing", "value_error") else f" (given: {problem['input']!r})"
+    return f"{key}: {message}{given}" if key else message

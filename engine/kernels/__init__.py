@@ -1,0 +1,1 @@
+"""Attention over the paged cache; reference.py is the torch specification."""

@@ -1,0 +1,115 @@
+"""What the engine knows of one request: its tokens, its pages and how far it has come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+class SequenceStatus(Enum):
+    """WAITING holds no pages; a preempted sequence is WAITING again."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to choose tokens. temperature 0 is greedy; top_k 0 and top_p 1 switch these filters off.
+
+    forced: tokens that are fed through the decode path instead of sampled ones; the engine returns their
+    log-probabilities (the /score endpoint). max_tokens is then their number.
+    """
+
+    max_tokens: int = 16
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    logprobs: bool = False
+    forced: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens: expected at least 1, given {self.max_tokens}")
+        if self.temperature < 0:
+            raise ValueError(f"temperature: expected at least 0, given {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p: expected a number in (0, 1], given {self.top_p}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k: expected at least 0, given {self.top_k}")
+
+
+@dataclass(slots=True)
+class Sequence:
+    """A request inside the engine. Positions are 0-based; token i sits at position i.
+
+    num_computed: leading tokens whose keys and values are in the target's cache.
+    num_draft_computed: the same for the draft model's cache.
+    block_table: page of each block of positions; None where the page was evicted or never held.
+    """
+
+    request_id: str
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    arrival: int
+    seed: int = 0
+    status: SequenceStatus = SequenceStatus.WAITING
+    output: list[int] = field(default_factory=list)
+    block_table: list[int | None] = field(default_factory=list)
+    num_computed: int = 0
+    num_draft_computed: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt) + len(self.output)
+
+    @property
+    def num_forced_left(self) -> int:
+        """Forced tokens not yet appended to the output."""
+        return len(self.params.forced or ()) - len(self.output)
+
+    def tokens(self, start: int, end: int) -> list[int]:
+        """Tokens at positions [start, end) of prompt and output together."""
+        split = len(self.prompt)
+        head = self.prompt[start : min(end, split)] if start < split else ()
+        tail = self.output[max(start - split, 0) : end - split] if end > split else []
+        return [*head, *tail]
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceOutput:
+    """What one step produced for one request. logprobs and top_tokens run parallel to tokens (empty unless asked).
+
+    top_tokens: the argmax at each position, to count flips against forced tokens.
+    """
+
+    request_id: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()
+    top_tokens: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counters since start (num_* totals) and gauges of this moment."""
+
+    running: int = 0
+    waiting: int = 0
+    blocks_total: int = 0
+    blocks_free: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    preemptions: int = 0
+    evicted_blocks: int = 0
+    drafts: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0

@@ -1,0 +1,1 @@
+"""The search: study, measurement, score, recommendation."""

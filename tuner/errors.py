@@ -1,0 +1,48 @@
+"""The exceptions of the tuner.
+
+    ValueError                   the user's mistake: bad file, bad value, unknown key. One line, exit code 2.
+    ServingError                 the engine under test failed; ends the trial, never the study
+    ├── LaunchError              the process did not become healthy
+    ├── EngineCrashed            the process died
+    ├── EngineOutOfMemory        the process died, or refused the configuration, for want of memory
+    ├── EngineHung               no progress before the deadline
+    └── ConfigRejected           the engine says that this configuration cannot run
+"""
+
+from __future__ import annotations
+
+
+class ServingError(Exception):
+    """The engine under test failed. `reason` is the typed reason stored with the trial."""
+
+    reason = "serving_error"
+
+
+class LaunchError(ServingError):
+    """The process did not become healthy before the deadline."""
+
+    reason = "launch_failed"
+
+
+class EngineCrashed(ServingError):
+    """The process died."""
+
+    reason = "engine_crashed"
+
+
+class EngineOutOfMemory(ServingError):
+    """The process died, or refused the configuration, for want of memory."""
+
+    reason = "out_of_memory"
+
+
+class EngineHung(ServingError):
+    """No progress before the deadline."""
+
+    reason = "engine_hung"
+
+
+class ConfigRejected(ServingError):
+    """The engine says that this configuration cannot run."""
+
+    reason = "config_rejected"

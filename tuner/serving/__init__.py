@@ -1,0 +1,1 @@
+"""What answers them: configurations, processes, testbeds, deploy files."""

@@ -1,0 +1,173 @@
+"""StudySpec: the study file, validated and frozen. One study file describes one study completely."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PERCENTILE_METRICS = ("ttft", "tpot", "itl", "e2e")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class EngineSpec(_Section):
+    """The engine under test and the settings that the study does not vary (EngineConfig fields)."""
+
+    name: Literal["bundled"] = "bundled"
+    settings: dict[str, Any] = Field(default_factory=dict)
+    baseline: dict[str, Any] = Field(default_factory=dict, description="Knob values of trial 0; others: engine defaults.")
+    launch_timeout: float = Field(120.0, gt=0, description="Seconds until a started engine must be healthy.")
+
+
+class TrafficSpec(_Section):
+    """Recorded traffic: which part to tune on, which to hold out, and how much faster than recorded to replay it.
+
+    time_scale auto: the smallest step of the ladder at which the baseline misses its SLOs, found before trial 0.
+    """
+
+    trace: Path
+    tune_window: tuple[float, float] | None = Field(None, description="Seconds of the trace, [start, end).")
+    holdout_window: tuple[float, float] | None = None
+    time_scale: float | Literal["auto"] = "auto"
+    drain_timeout: float = Field(10.0, gt=0, description="Seconds after the last arrival; unfinished requests are bad.")
+
+
+class SLOSpec(_Section):
+    """Bounds of one SLO class in seconds; a request is good when it meets all that are set.
+
+    attainment: share of the offered requests that must be good.
+    """
+
+    ttft: float | None = Field(None, gt=0)
+    tpot: float | None = Field(None, gt=0)
+    itl: float | None = Field(None, gt=0, description="Longest gap between two tokens of the request.")
+    e2e: float | None = Field(None, gt=0)
+    attainment: float = Field(0.95, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> SLOSpec:
+        if self.ttft is None and self.tpot is None and self.itl is None and self.e2e is None:
+            raise ValueError("expected at least one bound of ttft, tpot, itl, e2e (seconds)")
+        return self
+
+
+class FloorSpec(_Section):
+    """What one slice may lose against the full-precision reference. The 95 % bound is what must hold.
+
+    max_nll_increase: nats per token (forced probes). min_recall: share of the answers the reference gets right
+    that must stay right (recall probes).
+    """
+
+    max_nll_increase: float = Field(0.02, ge=0)
+    min_recall: float = Field(0.9, ge=0, le=1)
+
+
+class QualitySpec(_Section):
+    """Probes (JSONL) and floors; `floors` overrides `default_floor` by slice name."""
+
+    probes: Path
+    default_floor: FloorSpec = FloorSpec()  # type: ignore[call-arg]
+    floors: dict[str, FloorSpec] = Field(default_factory=dict)
+
+
+class TailSpec(_Section):
+    """The latency objective: a percentile of one metric in one SLO class (seconds, lower is better)."""
+
+    slo_class: str
+    metric: Literal["ttft", "tpot", "itl", "e2e"] = "ttft"
+    percentile: float = Field(95.0, gt=0, lt=100)
+
+
+class BudgetSpec(_Section):
+    """When to stop. trials: measured or failed ones besides the baseline. seconds: wall time of the search."""
+
+    trials: int = Field(24, ge=1)
+    seconds: float | None = Field(None, gt=0)
+    startup_trials: int = Field(8, ge=1, description="Random trials before the sampler models anything.")
+    finalists: int = Field(2, ge=0, description="Candidates measured again on the held-out window.")
+
+
+class StudySpec(_Section):
+    """The study file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    model: Path
+    draft_model: Path | None = None
+    engine: EngineSpec = EngineSpec()  # type: ignore[call-arg]
+    traffic: TrafficSpec
+    slos: dict[str, SLOSpec] = Field(min_length=1)
+    quality: QualitySpec
+    search_space: Path | dict[str, Any]
+    tail: TailSpec
+    budget: BudgetSpec = BudgetSpec()  # type: ignore[call-arg]
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudySpec:
+        if self.tail.slo_class not in self.slos:
+            raise ValueError(f"tail.slo_class: {self.tail.slo_class!r} is not among slos: {', '.join(self.slos)}")
+        return self
+
+
+def load_spec(path: Path) -> StudySpec:
+    """Read study.yaml; relative paths are taken from its own directory. Raises ValueError with one line."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping, found {type(values).__name__}")
+    return parse_spec(values, source=str(path), base=path.parent)
+
+
+def parse_spec(values: dict[str, Any], source: str, base: Path) -> StudySpec:
+    """Validate the mapping of a study file; see load_spec."""
+    try:
+        spec = StudySpec.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"{source}: {_first_problem(error)}") from None
+    return _resolve_paths(spec, base)
+
+
+def _resolve_paths(spec: StudySpec, base: Path) -> StudySpec:
+    def absolute(path: Path | None) -> Path | None:
+        return None if path is None else (base / path).resolve()
+
+    space = absolute(spec.search_space) if isinstance(spec.search_space, Path) else spec.search_space
+    return spec.model_copy(
+        update={
+            "model": absolute(spec.model),
+            "draft_model": absolute(spec.draft_model),
+            "search_space": space,
+            "traffic": spec.traffic.model_copy(update={"trace": absolute(spec.traffic.trace)}),
+            "quality": spec.quality.model_copy(update={"probes": absolute(spec.quality.probes)}),
+        }
+    )
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(problem["loc"][-1]), _valid_keys(problem["loc"][:-1]), n=1)
+        return f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
+    message = problem["msg"].removeprefix("Value error, ")
+    given = "" if problem["type"] in ("missing", "value_error") else f" (given: {problem['input']!r})"
+    return f"{key}: {message}{given}" if key else message
+
+
+def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
+    """Fields of the section at `location`; every section's fields where the location leads through a mapping."""
+    sections: list[type[BaseModel]] = [StudySpec]
+    for part in location:
+        nested = [s.model_fields[str(part)].annotation for s in sections if str(part) in s.model_fields]
+        sections = [n for n in nested if isinstance(n, type) and issubclass(n, BaseModel)] or [SLOSpec, FloorSpec]
+    return [name for section in sections for name in section.model_fields]

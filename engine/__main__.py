@@ -1,0 +1,135 @@
+"""python -m engine --config engine.yaml: the API process. It never imports torch; the step loop it starts does.
+
+Exit status: 0 stopped by SIGTERM or SIGINT, 2 bad configuration, 3 out of memory, 4 the step loop crashed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ipaddress
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from engine.config import EngineConfig, load_config
+from engine.core_client import CORE_COMMAND, CoreClient
+from engine.server import Server
+from engine.tokenizer import Tokenizer
+
+BAD_CONFIG = 2
+DEATH_NOTICE_S = 1.0
+"""After the step loop's death the API answers this long, so that clients and probes see the reason."""
+CONNECTION_GRACE_S = 0.3
+
+log = logging.getLogger("servetune.engine")
+
+
+def main(argv: Sequence[str] | None = None, core_command: Sequence[str] = CORE_COMMAND) -> int:
+    """Serve until a signal or the step loop's death. Returns the exit status. core_command: how to start the loop."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        config = load_config(args.config)
+        sock = _bind(args.host, args.port, args.allow_remote)
+    except (ValueError, OSError) as error:
+        return _refuse(error)
+    with sock:
+        return asyncio.run(_run(config, sock, core_command))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m engine", description="OpenAI-compatible inference server.")
+    parser.add_argument("--config", type=Path, required=True, help="engine.yaml: fields of EngineConfig")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=0, help="0: a free port, printed once ready (default)")
+    parser.add_argument("--allow-remote", action="store_true", help="permit a --host that others can reach")
+    return parser
+
+
+def _bind(host: str, port: int, allow_remote: bool) -> socket.socket:
+    """A bound socket that does not listen yet: nobody is kept waiting while the model loads."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (socket.gaierror, OverflowError) as error:
+        raise ValueError(f"--host {host} --port {port}: {error}") from None
+    if not allow_remote and not ipaddress.ip_address(address[0]).is_loopback:
+        raise ValueError(f"--host {host}: others could reach it without a login; --allow-remote permits that")
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        raise ValueError(f"--host {host} --port {port}: {error.strerror}") from None
+    return sock
+
+
+async def _run(config: EngineConfig, sock: socket.socket, core_command: Sequence[str]) -> int:
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    try:
+        core = await CoreClient.spawn(config, core_command)
+    except OSError as error:
+        log.error("the step loop cannot be started: %s", error)
+        return 4
+    stopped = asyncio.create_task(stopping.wait())
+    try:
+        tokenizer = Tokenizer(Path(config.model))  # while the other process loads the model
+        events: set[asyncio.Future[Any]] = {core.ready, core.death, stopped}
+        done, _ = await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
+        if done == {core.ready}:
+            await _serve(Server(core, tokenizer, core.ready.result().max_model_len), sock, core, stopped)
+        return _status(core)
+    except ValueError as error:
+        return _refuse(error)
+    finally:
+        stopped.cancel()
+        await core.stop()
+
+
+async def _serve(server: Server, sock: socket.socket, core: CoreClient, stopped: asyncio.Task[bool]) -> None:
+    """Answer requests until the signal, or until the time of notice after the loop's death is over."""
+    runner = web.AppRunner(
+        server.application(), access_log=None, handler_cancellation=True, shutdown_timeout=CONNECTION_GRACE_S
+    )
+    await runner.setup()
+    try:
+        await web.SockSite(runner, sock).start()
+        host, port = sock.getsockname()[:2]
+        print(f"listening http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+        events: set[asyncio.Future[Any]] = {core.death, stopped}
+        await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
+        if not stopped.done():
+            log.error("the step loop died: %s", core.death.result().detail)
+            await asyncio.wait([stopped], timeout=DEATH_NOTICE_S)
+        await core.stop()  # ends what still streams, with an error event
+    finally:
+        await runner.cleanup()
+
+
+def _status(core: CoreClient) -> int:
+    if not core.death.done():
+        return 0
+    death = core.death.result()
+    if death.exit_code == BAD_CONFIG:
+        return _refuse(ValueError(death.detail))
+    if not core.ready.done():
+        log.error("the step loop died while loading: %s", death.detail)
+    return death.exit_code
+
+
+def _refuse(error: Exception) -> int:
+    print(f"engine: {error}", file=sys.stderr)
+    return BAD_CONFIG
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""What clients may send: the OpenAI API's requests as far as the engine serves them, and ours beside them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from engine.sequence import SamplingParams
+
+MAX_SEED = 2**63 - 1
+
+IGNORED = frozenset({
+    "user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key",
+    "prompt_cache_retention",
+})  # fmt: skip
+"""OpenAI's fields that cannot change a result here."""
+
+UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    "audio": (), "best_of": (1,), "echo": (False,), "frequency_penalty": (0,), "function_call": ("none",),
+    "functions": ([],), "logit_bias": ({},), "min_p": (0,), "modalities": (["text"],), "prediction": (),
+    "presence_penalty": (0,), "reasoning_effort": (), "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},), "suffix": ("",), "tool_choice": ("none", "auto"), "tools": ([],),
+    "top_logprobs": (0,), "verbosity": (), "web_search_options": (),
+}  # fmt: skip
+"""Known fields that the engine cannot honour, and the values that ask for nothing."""
+
+
+class ApiError(Exception):
+    """An answer in OpenAI's error shape. status: HTTP. param: the field at fault."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+        self.code = code
+
+    def body(self) -> bytes:
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return msgspec.json.encode({"error": error})
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+def _one_prompt(value: Any) -> str | list[int]:
+    """Text or token ids; OpenAI's list of prompts is taken when it holds one."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
+        value = value[0]
+    if isinstance(value, str) or (isinstance(value, list) and all(type(item) is int for item in value)):
+        return value
+    raise ValueError("expected one text or one list of token ids")
+
+
+Prompt = Annotated[str | list[int], BeforeValidator(_one_prompt)]
+
+
+class StreamOptions(_Body):
+    """include_usage: a last chunk with token counts."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class SamplingRequest(_Body):
+    """Fields that completions and chat share. top_k 0 or -1: off. return_token_ids: one chunk a step, with its ids."""
+
+    model: str | None = None
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=-1)
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    stop: list[str] = Field(default_factory=list, max_length=16)
+    ignore_eos: bool = False
+    n: int = Field(1, ge=1, le=1)
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    return_token_ids: bool = False
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _stop_list(cls, value: Any) -> Any:
+        stop = [value] if isinstance(value, str) else value
+        if isinstance(stop, list) and "" in stop:
+            raise ValueError("an empty stop string would end every answer at once")
+        return stop
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SamplingRequest:
+        if not self.stream and "stream_options" in self.model_fields_set:
+            raise ValueError("stream_options: needs stream true")
+        return self
+
+    def sampling(self, max_tokens: int, stop_token_ids: tuple[int, ...], logprobs: bool) -> SamplingParams:
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=self.temperature,
+            top_k=max(self.top_k, 0),
+            top_p=self.top_p,
+            seed=self.seed,
+            ignore_eos=self.ignore_eos,
+            stop_token_ids=() if self.ignore_eos else stop_token_ids,
+            logprobs=logprobs,
+        )
+
+
+class CompletionRequest(SamplingRequest):
+    """POST /v1/completions. max_tokens: 16 when absent, as OpenAI has it. logprobs: of the tokens chosen only."""
+
+    prompt: Prompt
+    max_tokens: int = Field(16, ge=1)
+    logprobs: int | None = Field(None, ge=0, le=5)
+
+
+class Message(_Body):
+    """One chat message. content: text, or text parts, which are joined."""
+
+    role: str
+    content: str
+    name: str | None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _join_parts(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        texts = [part.get("text") for part in value if isinstance(part, dict) and part.get("type") == "text"]
+        if len(texts) != len(value) or not all(isinstance(text, str) for text in texts):
+            raise ValueError("expected text, or a list of parts of type text")
+        return "".join(map(str, texts))
+
+
+class ChatCompletionRequest(SamplingRequest):
+    """POST /v1/chat/completions. Without a limit the answer may fill the context."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+
+
+class ScoreItem(_Body):
+    """target: what is fed after the prompt, and whose log-probabilities are wanted."""
+
+    prompt: Prompt
+    target: Prompt
+
+
+class ScoreRequest(_Body):
+    """POST /score."""
+
+    items: list[ScoreItem] = Field(min_length=1)
+
+
+class ReconfigureRequest(_Body):
+    """POST /reconfigure. changes: fields of EngineConfig."""
+
+    changes: dict[str, Any]
+
+
+RequestT = TypeVar("RequestT", bound=_Body)
+
+
+def parse_request(model: type[RequestT], body: bytes) -> RequestT:
+    """Validate a request body. Raises ApiError 400 naming the field."""
+    try:
+        values = msgspec.json.decode(body)
+    except msgspec.DecodeError as error:
+        raise ApiError(400, f"the body is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ApiError(400, "the body must be a JSON object")
+    try:
+        return model.model_validate(_known_fields(model, values))
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        field = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        raise ApiError(400, f"{field}: {message}" if field else message, param=field or None) from None
+
+
+def _known_fields(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields the model has. OpenAI's clients send null for "not given"."""
+    known = {}
+    for name, value in values.items():
+        if value is None and (name in model.model_fields or name in UNSUPPORTED):
+            continue
+        if name in model.model_fields:
+            known[name] = value
+        elif not issubclass(model, SamplingRequest) or name not in IGNORED:
+            _refuse(model, name, value)
+    return known
+
+
+def _refuse(model: type[BaseModel], name: str, value: Any) -> None:
+    if name in UNSUPPORTED and issubclass(model, SamplingRequest):
+        if value in UNSUPPORTED[name]:
+            return
+        raise ApiError(400, f"{name}: not supported by this engine", param=name, code="unsupported_parameter")
+    near = difflib.get_close_matches(name, model.model_fields, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ApiError(400, f"{name}: unknown field{hint}", param=name, code="unknown_parameter")

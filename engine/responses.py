@@ -1,0 +1,173 @@
+"""What clients get: OpenAI's response shapes, encoded once per chunk with the constant part made in advance."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from engine.sequence import FinishReason
+
+DONE = b"data: [DONE]\n\n"
+
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(slots=True)
+class Piece:
+    """A part of one answer. tokens and logprobs may be ahead of text by an incomplete character or stop string.
+
+    token_texts: each token on its own, filled when log-probabilities were asked for.
+    """
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    token_texts: list[str] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+
+class Usage(msgspec.Struct):
+    """Token counts. Speculated tokens that were rejected count nowhere."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class _CompletionLogprobs(msgspec.Struct):
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: None = None
+    text_offset: None = None
+
+
+class _CompletionChoice(msgspec.Struct):
+    text: str
+    logprobs: _CompletionLogprobs | None
+    finish_reason: str | None
+    token_ids: list[int] | UnsetType
+    prompt_token_ids: Sequence[int] | UnsetType = UNSET
+    index: int = 0
+
+
+class _TokenLogprob(msgspec.Struct):
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: tuple[()] = ()
+
+
+class _ChatLogprobs(msgspec.Struct):
+    content: list[_TokenLogprob]
+    refusal: None = None
+
+
+class _ChatText(msgspec.Struct):
+    content: str
+    role: Literal["assistant"] | UnsetType = "assistant"
+
+
+class _ChatChoice(msgspec.Struct):
+    message: _ChatText
+    logprobs: _ChatLogprobs | None
+    finish_reason: str | None
+    token_ids: list[int] | UnsetType
+    index: int = 0
+
+
+class _ChatChunkChoice(msgspec.Struct):
+    delta: _ChatText
+    logprobs: _ChatLogprobs | None
+    finish_reason: str | None
+    token_ids: list[int] | UnsetType
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class ResponseOptions:
+    """What the request asked to see. prompt: its token ids, shown with token_ids."""
+
+    request_id: str
+    model: str
+    prompt: Sequence[int]
+    logprobs: bool
+    token_ids: bool
+
+
+class ResponseFormat(Protocol):
+    """One endpoint's shapes. chunk and usage_chunk are whole server-sent events; first: nothing was sent before."""
+
+    def chunk(self, piece: Piece, first: bool) -> bytes: ...
+    def usage_chunk(self, usage: Usage) -> bytes: ...
+    def whole(self, piece: Piece, usage: Usage) -> bytes: ...
+
+
+class CompletionFormat:
+    """/v1/completions."""
+
+    def __init__(self, options: ResponseOptions) -> None:
+        self._options = options
+        self._head = _head(options, "text_completion")
+        self._event = b"data: " + self._head + b',"choices":['
+
+    def chunk(self, piece: Piece, first: bool) -> bytes:
+        return self._event + _encode(self._choice(piece, first)) + b"]}\n\n"
+
+    def usage_chunk(self, usage: Usage) -> bytes:
+        return self._event + b'],"usage":' + _encode(usage) + b"}\n\n"
+
+    def whole(self, piece: Piece, usage: Usage) -> bytes:
+        return self._head + b',"choices":[' + _encode(self._choice(piece, True)) + _usage_end(usage)
+
+    def _choice(self, piece: Piece, first: bool) -> _CompletionChoice:
+        options = self._options
+        logprobs = _CompletionLogprobs(piece.token_texts, piece.logprobs) if options.logprobs else None
+        prompt = options.prompt if options.token_ids and first else UNSET
+        tokens = piece.tokens if options.token_ids else UNSET
+        return _CompletionChoice(piece.text, logprobs, piece.finish_reason, tokens, prompt)
+
+
+class ChatFormat:
+    """/v1/chat/completions."""
+
+    def __init__(self, options: ResponseOptions) -> None:
+        self._options = options
+        self._head = _head(options, "chat.completion")
+        self._event = b"data: " + _head(options, "chat.completion.chunk") + b',"choices":['
+        self._prompt = b',"prompt_token_ids":' + _encode(options.prompt) if options.token_ids else b""
+
+    def chunk(self, piece: Piece, first: bool) -> bytes:
+        text = _ChatText(piece.text) if first else _ChatText(piece.text, UNSET)
+        choice = _ChatChunkChoice(text, self._logprobs(piece), piece.finish_reason, self._tokens(piece))
+        return self._event + _encode(choice) + b"]" + (self._prompt if first else b"") + b"}\n\n"
+
+    def usage_chunk(self, usage: Usage) -> bytes:
+        return self._event + b'],"usage":' + _encode(usage) + b"}\n\n"
+
+    def whole(self, piece: Piece, usage: Usage) -> bytes:
+        choice = _ChatChoice(_ChatText(piece.text), self._logprobs(piece), piece.finish_reason, self._tokens(piece))
+        return self._head + self._prompt + b',"choices":[' + _encode(choice) + _usage_end(usage)
+
+    def _tokens(self, piece: Piece) -> list[int] | UnsetType:
+        return piece.tokens if self._options.token_ids else UNSET
+
+    def _logprobs(self, piece: Piece) -> _ChatLogprobs | None:
+        if not self._options.logprobs:
+            return None
+        pairs = zip(piece.token_texts, piece.logprobs, strict=True)
+        return _ChatLogprobs([_TokenLogprob(text, value, list(text.encode())) for text, value in pairs])
+
+
+def _head(options: ResponseOptions, kind: str) -> bytes:
+    """An object of the constant fields, left open."""
+    fields = {"id": options.request_id, "object": kind, "created": int(time.time()), "model": options.model}
+    return _encode(fields)[:-1]
+
+
+def _usage_end(usage: Usage) -> bytes:
+    return b'],"usage":' + _encode(usage) + b"}"

@@ -1,0 +1,290 @@
+"""The HTTP API: OpenAI's endpoints, and /health, /metrics, /config, /reconfigure, /score."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from engine.core_client import CoreClient, EngineDied, OutputStream, RequestRejected
+from engine.generation import Generation, Job, collect
+from engine.metrics import Metrics
+from engine.protocol import (
+    ApiError,
+    ChatCompletionRequest,
+    CompletionRequest,
+    Prompt,
+    ReconfigureRequest,
+    RequestT,
+    SamplingRequest,
+    ScoreRequest,
+    parse_request,
+)
+from engine.responses import DONE, ChatFormat, CompletionFormat, Piece, ResponseFormat, ResponseOptions
+from engine.sequence import SamplingParams
+from engine.tokenizer import Tokenizer
+
+MAX_BODY_BYTES = 32 * 2**20
+HEALTH_TIMEOUT_S = 10.0
+LONG_TEXT_CHARS = 20_000
+"""Longer texts are tokenised in a thread, so that the streams of others go on."""
+
+JSON = "application/json"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Server:
+    """The routes over one step loop. max_model_len: tokens, as the loaded model has it."""
+
+    def __init__(self, core: CoreClient, tokenizer: Tokenizer, max_model_len: int) -> None:
+        self._core = core
+        self._tokenizer = tokenizer
+        self._max_model_len = max_model_len
+        self._metrics = Metrics(lambda: core.stats)
+        self._started = int(time.time())
+        self._reconfiguring = asyncio.Lock()
+
+    def application(self) -> web.Application:
+        """Serve it with handler_cancellation, or the end of a connection will not abort its request."""
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_json])
+        app.add_routes([
+            web.post("/v1/completions", self.completions),
+            web.post("/v1/chat/completions", self.chat_completions),
+            web.get("/v1/models", self.models),
+            web.get("/health", self.health),
+            web.get("/metrics", self.metrics),
+            web.get("/config", self.config),
+            web.post("/reconfigure", self.reconfigure),
+            web.post("/score", self.score),
+        ])  # fmt: skip
+        return app
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        arrival = time.perf_counter()
+        body = await _parse(CompletionRequest, request)
+        self._check_model(body)
+        prompt = await self._encode(body.prompt, "prompt")
+        self._check_length("max_tokens", prompt, body.max_tokens)
+        logprobs = body.logprobs is not None
+        options = ResponseOptions(_id("cmpl"), self._model_name, prompt, logprobs, body.return_token_ids)
+        job = self._job(body, prompt, body.max_tokens, logprobs, arrival)
+        return await self._answer(request, body, job, options, CompletionFormat(options))
+
+    async def chat_completions(self, request: web.Request) -> web.StreamResponse:
+        arrival = time.perf_counter()
+        body = await _parse(ChatCompletionRequest, request)
+        self._check_model(body)
+        messages = [message.model_dump(exclude_none=True) for message in body.messages]
+        try:
+            prompt = self._tokenizer.apply_chat_template(messages)
+        except ValueError as error:
+            raise ApiError(400, str(error), param="messages") from None
+        asked = body.max_completion_tokens or body.max_tokens
+        max_tokens = asked or max(self._max_model_len - len(prompt), 1)
+        self._check_length("max_completion_tokens" if body.max_completion_tokens else "max_tokens", prompt, max_tokens)
+        options = ResponseOptions(_id("chatcmpl"), self._model_name, prompt, body.logprobs, body.return_token_ids)
+        job = self._job(body, prompt, max_tokens, body.logprobs, arrival)
+        return await self._answer(request, body, job, options, ChatFormat(options))
+
+    async def models(self, request: web.Request) -> web.Response:
+        entry = {"id": self._model_name, "object": "model", "created": self._started, "owned_by": "servetune"}
+        return _json({"object": "list", "data": [{**entry, "max_model_len": self._max_model_len}]})
+
+    async def health(self, request: web.Request) -> web.Response:
+        """200 when the step loop answers, which it does between two steps."""
+        if await self._core.ping(HEALTH_TIMEOUT_S):
+            return web.Response()
+        dead = self._core.death
+        reason = dead.result().detail if dead.done() else f"the step loop has not answered for {HEALTH_TIMEOUT_S:g} s"
+        raise ApiError(503, reason, code="engine_unavailable")
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def config(self, request: web.Request) -> web.Response:
+        return _json(self._core.config.model_dump())
+
+    async def reconfigure(self, request: web.Request) -> web.Response:
+        changes = (await _parse(ReconfigureRequest, request)).changes
+        async with self._reconfiguring:
+            config = self._core.config
+            try:
+                wanted = config.updated(changes)
+            except ValueError as error:
+                raise ApiError(400, str(error), param="changes") from None
+            cost = config.cost_of(wanted)
+            if cost == "process":
+                fields = [name for name in changes if config.cost_of(config.updated({name: changes[name]})) == cost]
+                raise ApiError(409, f"a restart is needed to change {', '.join(fields)}", param=fields[0])
+            seconds = 0.0
+            if cost is not None:
+                seconds = await self._apply(changes)
+            return _json({"cost": cost, "seconds": seconds, "config": self._core.config.model_dump()})
+
+    async def score(self, request: web.Request) -> web.Response:
+        """Log-probabilities of given tokens, read through the decode path: the quality that is served."""
+        body = await _parse(ScoreRequest, request)
+        pairs = []
+        for index, item in enumerate(body.items):
+            prompt = await self._encode(item.prompt, f"items.{index}.prompt")
+            target = await self._encode(item.target, f"items.{index}.target", add_special_tokens=False)
+            self._check_length(f"items.{index}.target", prompt, len(target))
+            pairs.append((prompt, target))
+        streams: list[OutputStream] = []
+        try:
+            for prompt, target in pairs:
+                params = SamplingParams(
+                    max_tokens=len(target), ignore_eos=True, logprobs=True, forced=tuple(target)
+                )
+                streams.append(self._submit(_id("score"), prompt, params))
+            return _json({"items": [await _scores(stream) for stream in streams]})
+        finally:
+            for stream in streams:
+                stream.close()
+
+    async def _answer(
+        self, request: web.Request, body: SamplingRequest, job: Job, options: ResponseOptions, shape: ResponseFormat
+    ) -> web.StreamResponse:
+        stream = self._submit(options.request_id, job.prompt, job.params)
+        try:
+            generation = Generation(job, stream, self._tokenizer, self._metrics)
+            if body.stream:
+                return await _stream(request, body, generation, shape)
+            whole = await collect(generation)
+            return web.Response(body=shape.whole(whole, generation.usage), content_type=JSON)
+        finally:
+            stream.close()
+
+    async def _apply(self, changes: dict[str, Any]) -> float:
+        if busy := self._core.num_requests:
+            raise ApiError(409, f"{busy} requests are in flight; reconfigure when the engine is idle")
+        try:
+            outcome = await self._core.reconfigure(changes)
+        except EngineDied as error:
+            raise ApiError(503, str(error), code="engine_unavailable") from None
+        if outcome.error is not None:
+            raise ApiError(409, outcome.error, param="changes")
+        return outcome.seconds
+
+    def _job(
+        self, body: SamplingRequest, prompt: list[int], max_tokens: int, logprobs: bool, arrival: float
+    ) -> Job:
+        params = body.sampling(max_tokens, self._tokenizer.eos_token_ids, logprobs)
+        return Job(prompt, params, body.stop, body.return_token_ids, arrival)
+
+    def _submit(self, request_id: str, prompt: list[int], params: SamplingParams) -> OutputStream:
+        try:
+            return self._core.submit(request_id, prompt, params)
+        except EngineDied as error:
+            raise ApiError(503, str(error), code="engine_unavailable") from None
+
+    @property
+    def _model_name(self) -> str:
+        return Path(self._core.config.model).name
+
+    def _check_model(self, body: SamplingRequest) -> None:
+        if body.model not in (None, self._model_name, self._core.config.model):
+            message = f"model: {body.model!r} is not served here; {self._model_name!r} is"
+            raise ApiError(404, message, param="model", code="model_not_found")
+
+    def _check_length(self, field: str, prompt: list[int], new_tokens: int) -> None:
+        if len(prompt) + new_tokens > self._max_model_len:
+            raise ApiError(
+                400,
+                f"{field}: {len(prompt)} prompt tokens and {new_tokens} more exceed "
+                f"max_model_len = {self._max_model_len} tokens",
+                param=field,
+                code="context_length_exceeded",
+            )
+
+    async def _encode(self, prompt: Prompt, field: str, add_special_tokens: bool = True) -> list[int]:
+        if isinstance(prompt, list):
+            ids = prompt
+        elif len(prompt) > LONG_TEXT_CHARS:
+            ids = await asyncio.to_thread(self._tokenizer.encode, prompt, add_special_tokens)
+        else:
+            ids = self._tokenizer.encode(prompt, add_special_tokens)
+        if not ids:
+            raise ApiError(400, f"{field}: no tokens; at least one is needed", param=field)
+        if not 0 <= min(ids) <= max(ids) < self._tokenizer.vocab_size:
+            message = f"{field}: token ids must lie in [0, {self._tokenizer.vocab_size})"
+            raise ApiError(400, message, param=field)
+        return ids
+
+
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except ApiError as caught:
+        error = caught
+    except RequestRejected as caught:
+        error = ApiError(400, str(caught), code="request_rejected")
+    except EngineDied as caught:
+        error = ApiError(500, str(caught), code="engine_died")
+    except web.HTTPException as caught:
+        error = ApiError(caught.status, f"{caught.reason}: {request.method} {request.path}")
+    return web.Response(status=error.status, body=error.body(), content_type=JSON)
+
+
+async def _parse(model: type[RequestT], request: web.Request) -> RequestT:
+    # A web page may post to a loopback address without asking, but not with this content type.
+    if request.content_type != JSON:
+        raise ApiError(415, f"expected Content-Type: {JSON}, found {request.content_type}")
+    return parse_request(model, await request.read())
+
+
+async def _stream(
+    request: web.Request, body: SamplingRequest, generation: Generation, shape: ResponseFormat
+) -> web.StreamResponse:
+    pieces = generation.pieces()
+    first = await anext(pieces)  # a refusal by the engine comes here, while the status can still be chosen
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+    await response.prepare(request)
+    try:
+        await _write_pieces(response, first, pieces, shape)
+        if body.stream_options.include_usage:
+            await response.write(shape.usage_chunk(generation.usage))
+        await response.write(DONE)
+    except EngineDied as error:
+        await response.write(b"data: " + ApiError(500, str(error), code="engine_died").body() + b"\n\n")
+    except ConnectionResetError:  # the client left between two chunks
+        return response
+    await response.write_eof()
+    return response
+
+
+async def _write_pieces(
+    response: web.StreamResponse, first: Piece, pieces: AsyncIterator[Piece], shape: ResponseFormat
+) -> None:
+    await response.write(shape.chunk(first, first=True))
+    async for piece in pieces:
+        await response.write(shape.chunk(piece, first=False))
+
+
+async def _scores(stream: OutputStream) -> dict[str, list[Any]]:
+    scores: dict[str, list[Any]] = {"tokens": [], "logprobs": [], "top_tokens": []}
+    finished = False
+    while not finished:
+        output = await stream.next()
+        scores["tokens"] += output.tokens
+        scores["logprobs"] += output.logprobs
+        scores["top_tokens"] += output.top_tokens
+        finished = output.finish_reason is not None
+    return scores
+
+
+def _json(value: Any) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), content_type=JSON)
+
+
+def _id(kind: str) -> str:
+    return f"{kind}-{uuid.uuid4().hex}"

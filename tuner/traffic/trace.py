@@ -1,11 +1,12 @@
 """Request and Trace: recorded traffic as the tuner sees it. Knows no SLO.
 
-Format v1 is JSONL: a header line with provenance, then one request a line (docs/trace-format.md, trace.schema.json).
+Format v1 is JSONL: a header line with provenance, then one request a line (docs/trace-format.md, trace.schema.json);
+trace_file.py reads and writes it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Endpoint = Literal["completions", "chat"]
@@ -19,6 +20,7 @@ class Request:
 
     output_tokens: length of the recorded answer in tokens; a replay forces it (ignore_eos, max_tokens = this) so
     that every configuration does the same work. None: the answer ends where the model ends it.
+    output_tokens_estimated: the server told no usage and the recorder counted content chunks instead.
     """
 
     id: str
@@ -35,14 +37,43 @@ class Request:
     top_k: int = 0
     seed: int | None = None
     reference: str | None = None
+    output_tokens_estimated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Requests sorted by arrival, and where they came from (provenance: free-form, kept in the header line)."""
+    """Requests sorted by arrival, and where they came from (provenance: free-form, kept in the header line).
+
+    seconds: length of the recording or of the window it was cut to; None where only the last arrival is known.
+    """
 
     requests: tuple[Request, ...]
     provenance: dict[str, Any]
+    seconds: float | None = None
+
+    @property
+    def span(self) -> float:
+        """Seconds over which requests were offered: `seconds` if known, otherwise up to the last arrival."""
+        return self.seconds if self.seconds is not None else self.requests[-1].arrival
+
+    @property
+    def slo_classes(self) -> tuple[str, ...]:
+        """Names of the SLO classes, sorted."""
+        return tuple(sorted({request.slo_class for request in self.requests}))
+
+    @property
+    def tenants(self) -> tuple[str, ...]:
+        """Names of the tenants, sorted."""
+        return tuple(sorted({request.tenant for request in self.requests}))
+
+    def window(self, start: float, end: float) -> Trace:
+        """The requests that arrive in [start, end) seconds, rebased to 0. Raises ValueError when there are none."""
+        if not 0 <= start < end:
+            raise ValueError(f"trace window [{start:g}, {end:g}): expected 0 <= start < end (seconds)")
+        requests = tuple(replace(r, arrival=r.arrival - start) for r in self.requests if start <= r.arrival < end)
+        if not requests:
+            raise ValueError(f"trace window [{start:g}, {end:g}): holds no request; the trace spans {self.span:g} s")
+        return Trace(requests, {**self.provenance, "window": [start, end]}, seconds=end - start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +81,14 @@ class RequestRecord:
     """What happened to one request of a replay; raw, stored before anything is computed from it.
 
     Times are seconds since the replay's start on a monotonic clock. scheduled: when the trace said it arrives (the
-    origin of every latency). token_times: when each output token arrived at the client; tokens that came in one
-    chunk share a time. error: None, or a short typed reason: "refused", "http_5xx", "http_4xx", "connection",
-    "timeout" (no answer by the drain deadline), "truncated" (stream ended without a finish), "not_sent" (the replay
-    was stopped before its turn).
+    origin of every latency). sent: when the client began to send it; sent - scheduled is the client's own lag.
+    token_times: when each output token arrived at the client; tokens that came in one chunk share a time.
+    output_tokens: from the server's usage where it told one; a server that merges tokens into one chunk without
+    saying which leaves fewer token_times than that, never more. expected_tokens: the length the replay forced.
+    error: None, or a short typed reason: "refused" (TCP connection refused), "http_5xx", "http_4xx", "connection"
+    (reset or broken), "timeout" (no end by the drain deadline; tokens received so far are kept), "truncated" (stream
+    ended without a finish), "protocol" (the stream carried an error, or was no completion stream), "stopped" (in
+    flight when the replay was stopped), "not_sent" (the replay was stopped before its turn).
     """
 
     request_id: str

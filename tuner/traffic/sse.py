@@ -1,0 +1,71 @@
+"""Server-sent events of an OpenAI-compatible stream, decoded with msgspec into what the tuner needs of them."""
+
+from __future__ import annotations
+
+import msgspec
+
+_PREFIX = b"data:"
+_DONE = b"[DONE]"
+
+
+class Delta(msgspec.Struct, gc=False):
+    """Chat streams: what was added. reasoning_content: vLLM's and DeepSeek's name for tokens before the answer."""
+
+    content: str | None = None
+    reasoning_content: str | None = None
+
+
+class Choice(msgspec.Struct, gc=False):
+    """One choice of a chunk or of a whole answer. token_ids: with return_token_ids only."""
+
+    text: str | None = None
+    delta: Delta | None = None
+    message: Delta | None = None
+    token_ids: list[int] | None = None
+    finish_reason: str | None = None
+
+    @property
+    def content(self) -> str:
+        """The text of a completion, of a chat delta or of a chat message; without reasoning."""
+        source = self.delta or self.message
+        return (self.text if source is None else source.content) or ""
+
+    @property
+    def carries_token(self) -> bool:
+        """Whether any text, reasoning included, is there."""
+        return bool(self.content or (self.delta is not None and self.delta.reasoning_content))
+
+
+class Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class Chunk(msgspec.Struct, gc=False):
+    """One event of a stream, or one whole answer. error: set when the server reports a failure inside the stream."""
+
+    choices: list[Choice] = []
+    usage: Usage | None = None
+    error: msgspec.Raw | None = None
+
+
+decode_chunk = msgspec.json.Decoder(Chunk).decode
+
+
+class EventBuffer:
+    """Cuts a byte stream into events; keeps an unfinished line until the rest of it arrives."""
+
+    __slots__ = ("_rest",)
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[Chunk]:
+        """The events that `data` completes, without the final [DONE]. Raises msgspec.DecodeError.
+
+        A data line is a whole event: no known server splits the JSON of one over several lines.
+        """
+        lines = (self._rest + data).split(b"\n")
+        self._rest = lines.pop()
+        payloads = [line[5:].strip() for line in lines if line.startswith(_PREFIX)]
+        return [decode_chunk(payload) for payload in payloads if payload != _DONE]

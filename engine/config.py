@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 KVCacheDtype = Literal["auto", "float32", "bfloat16", "float16", "fp8_e4m3", "int8"]
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 ReconfigurationCost = Literal["hot", "cache", "process"]
 
 COSTS: tuple[ReconfigurationCost, ...] = ("hot", "cache", "process")
-"""From cheap to dear. hot: takes effect at the next step. cache: the KV pool is rebuilt. process: a new process."""
+"""From cheap to dear. hot: the next step. cache: the KV pool is rebuilt. process: a new process."""
 
 
 def _knob(default: Any, cost: ReconfigurationCost, unit: str, description: str, **bounds: Any) -> Any:
-    extra = {"cost": cost, "unit": unit}
+    extra: dict[str, JsonValue] = {"cost": cost, "unit": unit}
     return Field(default, description=description, json_schema_extra=extra, **bounds)
 
 
@@ -31,12 +31,21 @@ class EngineConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    model: str = _knob(..., "process", "directory", "Hugging Face checkpoint: config.json, *.safetensors, tokenizer.json.")
-    draft_model: str | None = _knob(
-        None, "process", "directory", "Checkpoint of the draft model for speculative decoding; same tokenizer as `model`."
+    model: str = _knob(
+        ..., "process", "directory", "Hugging Face checkpoint: config.json, *.safetensors, tokenizer.json."
     )
-    device: Literal["auto", "cpu", "cuda"] = _knob("auto", "process", "device", "Where tensors live; auto takes a GPU if present.")
-    dtype: ComputeDtype = _knob("auto", "process", "dtype", "Weights and activations; auto: bfloat16 on a GPU, float32 on a CPU.")
+    draft_model: str | None = _knob(
+        None,
+        "process",
+        "directory",
+        "Checkpoint of the draft model for speculative decoding; same tokenizer as `model`.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = _knob(
+        "auto", "process", "device", "Where tensors live; auto takes a GPU if present."
+    )
+    dtype: ComputeDtype = _knob(
+        "auto", "process", "dtype", "Weights and activations; auto: bfloat16 on a GPU, float32 on a CPU."
+    )
     num_threads: int = _knob(1, "process", "threads", "Intra-op threads of torch on the CPU.", ge=1, le=256)
     seed: int = _knob(0, "hot", "integer", "Seed of requests that bring none.", ge=0)
     max_model_len: int | None = _knob(
@@ -51,27 +60,34 @@ class EngineConfig(BaseModel):
     )
     block_size: int = _knob(16, "cache", "tokens", "Tokens in one page of the KV cache.", ge=1, le=256)
     kv_cache_dtype: KVCacheDtype = _knob(
-        "auto", "cache", "dtype", "Stored keys and values; auto: the compute dtype. int8 and fp8_e4m3 keep a scale per token and head."
+        "auto",
+        "cache",
+        "dtype",
+        "Stored keys and values; auto: the compute dtype. int8 and fp8_e4m3 keep a scale per token and head.",
     )
     kv_cache_memory_bytes: int = _knob(
         256 * 2**20, "cache", "bytes", "Memory of the page pool, scales and the draft model's pages included.", ge=1
     )
     kv_window: int | None = _knob(
-        None, "cache", "tokens", "Recent tokens a query may see besides the sinks; none: all. Pages outside are freed.", ge=1
+        None,
+        "cache",
+        "tokens",
+        "Recent tokens a query may see besides the sinks; none: all. Pages outside are freed.",
+        ge=1,
     )
     kv_sink_tokens: int = _knob(4, "cache", "tokens", "First tokens that stay visible when kv_window is set.", ge=0)
     num_speculative_tokens: int = _knob(
-        0, "cache", "tokens", "Tokens the draft model proposes in a step; 0: no speculation, no draft cache.", ge=0, le=16
+        0, "cache", "tokens", "Tokens the draft model proposes a step; 0: no speculation, no draft cache.", ge=0, le=16
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> EngineConfig:
         if self.num_speculative_tokens and self.draft_model is None:
             raise ValueError("num_speculative_tokens: needs draft_model, which is not set; set it, or use 0")
-        if self.max_num_batched_tokens < self.num_speculative_tokens + 1:
+        if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
-                f"max_num_batched_tokens: {self.max_num_batched_tokens} cannot hold one verification of "
-                f"num_speculative_tokens + 1 = {self.num_speculative_tokens + 1} tokens"
+                f"max_num_batched_tokens: {self.max_num_batched_tokens} is below max_num_seqs {self.max_num_seqs}; "
+                "a step must hold one token of each running sequence"
             )
         return self
 

@@ -1,0 +1,133 @@
+"""What attention needs to know of a step: where new keys go, and what each query may see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.sequence import Sequence
+
+OUT_OF_SIGHT = 2**30
+"""Start position of a padding page: beyond every query."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionGroup:
+    """Sequences of a step with the same number of query rows and alike numbers of pages.
+
+    first_row: where the group starts in the step's flat rows. num_sequences B, rows Q.
+    pages: [B * P] page numbers. mask: [B, 1, Q, P * block_size], 0 where visible and -inf elsewhere.
+    """
+
+    first_row: int
+    num_sequences: int
+    rows: int
+    pages: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Positions [start, end) of one sequence that a forward pass computes. tokens: their ids, len end - start."""
+
+    sequence: Sequence
+    start: int
+    tokens: list[int]
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionInput:
+    """One forward pass, flat. order: index of each span in the flat layout's order.
+
+    token_ids, positions, slots: [T]; a slot is page * block_size + offset. first_rows: first flat row of each span,
+    in the order of the spans given.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    groups: list[AttentionGroup]
+    first_rows: list[int]
+
+
+def layout(
+    spans: list[Span], block_size: int, window: int | None, sink_tokens: int, device: torch.device
+) -> AttentionInput:
+    """Arrange spans into groups that each attend as one padded batch without padding the query side."""
+    buckets: dict[tuple[int, int], list[int]] = {}
+    live = [_live_pages(span, block_size) for span in spans]
+    for index, span in enumerate(spans):
+        # Lengths in one bucket differ by less than a factor of two, which bounds what padding can waste.
+        buckets.setdefault((len(span.tokens), len(live[index][0]).bit_length()), []).append(index)
+    first_rows = [0] * len(spans)
+    groups: list[AttentionGroup] = []
+    token_ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    for (rows, _), members in buckets.items():
+        first = len(token_ids)
+        for index in members:
+            span = spans[index]
+            first_rows[index] = len(token_ids)
+            token_ids += span.tokens
+            positions += range(span.start, span.end)
+            slots += _slots(span, block_size)
+        visible = _Visible(block_size, window, sink_tokens, device)
+        groups.append(visible.group(first, rows, [spans[i] for i in members], [live[i] for i in members]))
+    return AttentionInput(
+        torch.tensor(token_ids, device=device),
+        torch.tensor(positions, device=device),
+        torch.tensor(slots, device=device),
+        groups,
+        first_rows,
+    )
+
+
+def _live_pages(span: Span, block_size: int) -> tuple[list[int], list[int]]:
+    """Pages that hold positions below span.end, and the position at which each begins."""
+    table = span.sequence.block_table[: -(-span.end // block_size)]
+    pages, starts = [], []
+    for index, page in enumerate(table):
+        if page is not None:
+            pages.append(page)
+            starts.append(index * block_size)
+    return pages, starts
+
+
+def _slots(span: Span, block_size: int) -> list[int]:
+    slots = []
+    for position in range(span.start, span.end):
+        page = span.sequence.block_table[position // block_size]
+        assert page is not None, "a position to be written has no page"
+        slots.append(page * block_size + position % block_size)
+    return slots
+
+
+@dataclass(frozen=True, slots=True)
+class _Visible:
+    block_size: int
+    window: int | None
+    sink_tokens: int
+    device: torch.device
+
+    def group(
+        self, first: int, rows: int, spans: list[Span], live: list[tuple[list[int], list[int]]]
+    ) -> AttentionGroup:
+        width = max(len(pages) for pages, _ in live)
+        pages = [page for numbers, _ in live for page in numbers + [0] * (width - len(numbers))]
+        starts = [start for _, begins in live for start in begins + [OUT_OF_SIGHT] * (width - len(begins))]
+        begin = torch.tensor(starts, device=self.device).view(len(spans), width, 1)
+        keys = (begin + torch.arange(self.block_size, device=self.device)).view(len(spans), 1, -1)
+        queries = torch.tensor([s.start for s in spans], device=self.device).view(-1, 1, 1)
+        queries = queries + torch.arange(rows, device=self.device).view(1, rows, 1)
+        visible = keys <= queries
+        if self.window is not None:
+            visible &= (keys > queries - self.window) | (keys < self.sink_tokens)
+        mask = torch.zeros(visible.shape, device=self.device).masked_fill_(~visible, float("-inf"))
+        return AttentionGroup(first, len(spans), rows, torch.tensor(pages, device=self.device), mask.unsqueeze(1))

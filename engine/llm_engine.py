@@ -1,0 +1,160 @@
+"""LLMEngine: add, step, abort, reconfigure. It schedules; the runner that it is given computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Ids
+from dataclasses import dataclass
+from typing import Protocol
+
+from engine.config import EngineConfig
+from engine.kv_cache import BlockManager
+from engine.scheduler import ScheduledSequence, Scheduler
+from engine.sequence import EngineStats, FinishReason, SamplingParams, Sequence, SequenceOutput
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """What the runner found for one scheduled sequence.
+
+    tokens: accepted drafts and then one more token; empty when the row does not sample. num_drafted: proposals that
+    were verified. num_draft_computed: positions now in the draft model's cache.
+    """
+
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    top_tokens: tuple[int, ...] = ()
+    num_drafted: int = 0
+    num_draft_computed: int = 0
+
+
+class Runner(Protocol):
+    """Turns a step into tokens. max_model_len: tokens; num_blocks: pages the pool holds under the present config."""
+
+    max_model_len: int
+    num_blocks: int
+
+    def execute(self, step: list[ScheduledSequence]) -> list[RowResult]: ...
+
+    def reconfigure(self, config: EngineConfig) -> None: ...
+
+
+class LLMEngine:
+    """One model being served. Not thread-safe; the step loop owns it."""
+
+    def __init__(self, config: EngineConfig, runner: Runner) -> None:
+        self.config = config
+        self.max_model_len = runner.max_model_len
+        self._runner = runner
+        self._sequences: dict[str, Sequence] = {}
+        self._arrivals = 0
+        self._totals = dict.fromkeys(
+            ("steps", "prompt_tokens", "generation_tokens", "drafts", "draft_tokens", "accepted_tokens"), 0
+        )
+        self._retired_preemptions = 0
+        self._retired_evictions = 0
+        self._build()
+
+    def _build(self) -> None:
+        config = self.config
+        self._blocks = BlockManager(self._runner.num_blocks, config.block_size, config.kv_window, config.kv_sink_tokens)
+        self._scheduler = Scheduler(config, self._blocks, self.max_model_len)
+
+    def add(self, request_id: str, prompt: Ids[int], params: SamplingParams) -> None:
+        """Queue a request. Raises ValueError (one line) when it can never run with this configuration."""
+        if request_id in self._sequences:
+            raise ValueError(f"request_id: {request_id!r} is already in flight")
+        seed = self.config.seed if params.seed is None else params.seed
+        sequence = Sequence(request_id, tuple(prompt), params, self._arrivals, seed)
+        self._scheduler.add(sequence)
+        self._arrivals += 1
+        self._sequences[request_id] = sequence
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request; unknown ids are ignored, since a finish and an abort may cross."""
+        if (sequence := self._sequences.pop(request_id, None)) is not None:
+            self._scheduler.remove(sequence)
+
+    def has_work(self) -> bool:
+        return bool(self._sequences)
+
+    def step(self) -> list[SequenceOutput]:
+        """One forward pass over the scheduled batch; the new tokens of each request that got some."""
+        step = self._scheduler.schedule()
+        if not step:
+            return []
+        self._totals["steps"] += 1
+        outputs = []
+        for item, result in zip(step, self._runner.execute(step), strict=True):
+            if (output := self._advance(item, result)) is not None:
+                outputs.append(output)
+        return outputs
+
+    def _advance(self, item: ScheduledSequence, result: RowResult) -> SequenceOutput | None:
+        sequence = item.sequence
+        accepted = max(len(result.tokens) - 1, 0)
+        self._count(item, result, accepted)
+        sequence.num_computed = item.start + item.num_tokens + accepted
+        sequence.num_draft_computed = result.num_draft_computed
+        if not result.tokens:
+            self._evict(sequence)
+            return None
+        tokens, reason = _until_finish(sequence, result.tokens)
+        sequence.output.extend(tokens)
+        self._totals["generation_tokens"] += len(tokens)
+        if reason is None:
+            self._evict(sequence)
+        else:
+            self._scheduler.remove(sequence)
+            del self._sequences[sequence.request_id]
+        count = len(tokens)
+        return SequenceOutput(sequence.request_id, tokens, result.logprobs[:count], result.top_tokens[:count], reason)
+
+    def _count(self, item: ScheduledSequence, result: RowResult, accepted: int) -> None:
+        prompt_end = len(item.sequence.prompt)
+        self._totals["prompt_tokens"] += max(min(item.start + item.num_tokens, prompt_end) - item.start, 0)
+        if result.num_drafted:
+            self._totals["drafts"] += 1
+            self._totals["draft_tokens"] += result.num_drafted
+            self._totals["accepted_tokens"] += accepted
+
+    def _evict(self, sequence: Sequence) -> None:
+        # The draft model may still have to read a position that the target has passed.
+        uses_draft = self.config.num_speculative_tokens > 0 and sequence.params.forced is None
+        computed = sequence.num_computed
+        self._blocks.evict(sequence, min(computed, sequence.num_draft_computed) if uses_draft else computed)
+
+    def reconfigure(self, config: EngineConfig) -> None:
+        """Apply `config`; weights stay loaded. Raises ValueError with requests in flight or if a restart is needed."""
+        cost = self.config.cost_of(config)
+        if cost == "process":
+            raise ValueError("reconfiguration: needs a new engine process")
+        if self._sequences:
+            raise ValueError(f"reconfiguration: {len(self._sequences)} requests are in flight")
+        if cost is not None:
+            self._runner.reconfigure(config)
+        self._retired_preemptions += self._scheduler.preemptions
+        self._retired_evictions += self._blocks.evicted_blocks
+        self.config = config
+        self._build()
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            blocks_total=self._blocks.num_blocks,
+            blocks_free=self._blocks.num_free,
+            preemptions=self._retired_preemptions + self._scheduler.preemptions,
+            evicted_blocks=self._retired_evictions + self._blocks.evicted_blocks,
+            **self._totals,
+        )
+
+
+def _until_finish(sequence: Sequence, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], FinishReason | None]:
+    """The tokens up to and including a stop token or the last allowed one."""
+    params = sequence.params
+    left = params.max_tokens - len(sequence.output)
+    if not params.ignore_eos:
+        for index, token in enumerate(tokens[:left]):
+            if token in params.stop_token_ids:
+                return tokens[: index + 1], "stop"
+    return tokens[:left], "length" if len(tokens) >= left else None

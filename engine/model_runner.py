@@ -1,0 +1,179 @@
+"""The runner on real hardware: a step -> tensors -> logits -> tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine.config import EngineConfig
+from engine.kernels.reference import PagedTensor, page_bytes
+from engine.layers.attention import Span, layout
+from engine.layers.sampler import probabilities
+from engine.llm_engine import LLMEngine, RowResult
+from engine.models.llama import Llama, LlamaConfig
+from engine.scheduler import ScheduledSequence
+from engine.speculative import Drafter, Proposal, verify_greedy, verify_sampled
+from engine.weights import load_model
+
+Cache = list[tuple[PagedTensor, PagedTensor]]
+
+
+def load_engine(config: EngineConfig) -> LLMEngine:
+    """Load the weights and build the engine. Raises ValueError for a checkpoint or setting it cannot serve."""
+    return LLMEngine(config, ModelRunner(config))
+
+
+class ModelRunner:
+    """Owns the weights and the page pool. num_blocks: pages that kv_cache_memory_bytes buys."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        torch.set_num_threads(config.num_threads)
+        self._device = torch.device(_device_name(config))
+        self._dtype = getattr(torch, _dtype_name(config, self._device))
+        self._model = load_model(Path(config.model), self._device, self._dtype)
+        self._draft_model = _load_draft(config, self._model, self._device, self._dtype)
+        self.max_model_len = _max_model_len(config, self._model, self._draft_model)
+        self._build_cache(config)
+
+    def reconfigure(self, config: EngineConfig) -> None:
+        """Rebuild the page pool when a setting of cost "cache" changed; weights stay loaded."""
+        if self._config.cost_of(config) == "cache":
+            # Two pools at once might not fit.
+            self._cache, self._drafter = [], None
+            self._build_cache(config)
+        self._config = config
+
+    def _build_cache(self, config: EngineConfig) -> None:
+        self._config: EngineConfig = config
+        dtype = config.kv_cache_dtype
+        name = str(self._dtype).removeprefix("torch.") if dtype == "auto" else dtype
+        drafting = config.num_speculative_tokens > 0
+        shapes = [self._model.config]
+        if drafting:
+            assert self._draft_model is not None, "EngineConfig admits speculation only with a draft model"
+            shapes.append(self._draft_model.config)
+        page = sum(2 * s.layers * page_bytes(name, config.block_size, s.kv_heads, s.head_dim) for s in shapes)
+        self.num_blocks = config.kv_cache_memory_bytes // page
+        if self.num_blocks < 1:
+            raise ValueError(
+                f"kv_cache_memory_bytes: {config.kv_cache_memory_bytes} holds no page; one takes {page} bytes"
+            )
+        self._cache: Cache = self._allocate(self._model.config, name)
+        self._drafter: Drafter | None = None
+        if drafting:
+            assert self._draft_model is not None
+            cache = self._allocate(self._draft_model.config, name)
+            self._drafter = Drafter(
+                self._draft_model, cache, config.block_size, config.kv_window, config.kv_sink_tokens
+            )
+
+    def _allocate(self, shape: LlamaConfig, dtype: str) -> Cache:
+        size = (self.num_blocks, self._config.block_size, shape.kv_heads, shape.head_dim, self._device)
+        return [(PagedTensor.empty(dtype, *size), PagedTensor.empty(dtype, *size)) for _ in range(shape.layers)]
+
+    @torch.inference_mode()
+    def execute(self, step: list[ScheduledSequence]) -> list[RowResult]:
+        """One forward pass (and the draft model's, when it speculates). Results run parallel to `step`."""
+        proposals = [_forced(item) for item in step]
+        if self._drafter is not None:
+            drafted = self._drafter.propose(step)
+            proposals = [p if p.tokens else d for p, d in zip(proposals, drafted, strict=True)]
+        spans = [
+            Span(i.sequence, i.start, i.sequence.tokens(i.start, i.start + i.num_tokens) + p.tokens)
+            for i, p in zip(step, proposals, strict=True)
+        ]
+        config = self._config
+        batch = layout(spans, config.block_size, config.kv_window, config.kv_sink_tokens, self._device)
+        hidden = self._model.forward(batch, self._cache)
+        rows, counts = _sampled_rows(step, batch.first_rows)
+        logits = self._model.logits(hidden[rows]) if rows else hidden.new_zeros(0, 0)
+        return self._choose(step, proposals, logits, counts)
+
+    def _choose(
+        self, step: list[ScheduledSequence], proposals: list[Proposal], logits: Tensor, counts: list[int]
+    ) -> list[RowResult]:
+        top = logits.argmax(-1).tolist() if logits.numel() else []
+        results, first = [], 0
+        for item, proposal, count in zip(step, proposals, counts, strict=True):
+            rows = slice(first, first + count)
+            tokens = _tokens(item, proposal, top[rows], logits[rows]) if count else []
+            chosen = logits[first : first + len(tokens)]
+            logprobs = _logprobs(chosen, tokens) if item.sequence.params.logprobs and tokens else []
+            results.append(self._result(item, tokens, logprobs, top[first : first + len(tokens)]))
+            first += count
+        return results
+
+    def _result(self, item: ScheduledSequence, tokens: list[int], logprobs: list[float], top: list[int]) -> RowResult:
+        wants_top = item.sequence.params.logprobs
+        draft_computed = drafted = 0
+        if self._drafter is not None and item.sequence.params.forced is None:
+            drafted = item.num_drafts
+            # The last guess was never an input of the draft model, so its cache ends one short of a full acceptance.
+            reached = min(max(len(tokens) - 1, 0), max(drafted - 1, 0))
+            draft_computed = item.start + item.num_tokens + reached
+        return RowResult(tuple(tokens), tuple(logprobs), tuple(top) if wants_top else (), drafted, draft_computed)
+
+
+def _tokens(item: ScheduledSequence, proposal: Proposal, top: list[int], logits: Tensor) -> list[int]:
+    sequence = item.sequence
+    if sequence.params.forced is not None:
+        done = len(sequence.output)
+        return list(sequence.params.forced[done : done + len(top)])
+    if sequence.params.temperature == 0:
+        return verify_greedy(proposal.tokens, top)
+    return verify_sampled(sequence, proposal, probabilities(logits, [sequence.params] * len(top)))
+
+
+def _logprobs(logits: Tensor, tokens: list[int]) -> list[float]:
+    chosen = torch.tensor(tokens, device=logits.device).unsqueeze(1)
+    return [float(x) for x in logits.log_softmax(-1).gather(1, chosen).squeeze(1).tolist()]
+
+
+def _forced(item: ScheduledSequence) -> Proposal:
+    done = len(item.sequence.output)
+    return Proposal(list((item.sequence.params.forced or ())[done : done + item.num_drafts]))
+
+
+def _sampled_rows(step: list[ScheduledSequence], first_rows: list[int]) -> tuple[list[int], list[int]]:
+    """Flat rows whose logits are wanted, and how many of them belong to each scheduled sequence."""
+    rows: list[int] = []
+    counts = []
+    for item, first in zip(step, first_rows, strict=True):
+        wanted = range(first + item.num_tokens - 1, first + item.rows) if item.samples else range(0)
+        rows += wanted
+        counts.append(len(wanted))
+    return rows, counts
+
+
+def _device_name(config: EngineConfig) -> str:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: cuda was asked for, torch sees no GPU; use cpu or auto")
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return config.device
+
+
+def _dtype_name(config: EngineConfig, device: torch.device) -> str:
+    if config.dtype == "auto":
+        return "bfloat16" if device.type == "cuda" else "float32"
+    return config.dtype
+
+
+def _load_draft(config: EngineConfig, target: Llama, device: torch.device, dtype: torch.dtype) -> Llama | None:
+    if config.draft_model is None:
+        return None
+    draft = load_model(Path(config.draft_model), device, dtype)
+    if draft.config.vocab_size != target.config.vocab_size:
+        raise ValueError(
+            f"draft_model: its vocabulary has {draft.config.vocab_size} tokens, the model's {target.config.vocab_size}"
+        )
+    return draft
+
+
+def _max_model_len(config: EngineConfig, model: Llama, draft: Llama | None) -> int:
+    trained = min(m.config.max_positions for m in (model, draft) if m is not None)
+    if config.max_model_len is not None and config.max_model_len > trained:
+        raise ValueError(f"max_model_len: {config.max_model_len} exceeds the trained context of {trained} tokens")
+    return config.max_model_len or trained

@@ -2,8 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from tuner.scoring.intervals import proportion_interval
+from tuner.scoring.slo import (
+    LATENCIES,
+    SLO,
+    attainment_violation,
+    badness,
+    finished,
+    latencies,
+    token_gaps,
+    wrong_length,
+)
+from tuner.traffic.trace import RequestRecord
+
+PERCENTILES = (50, 90, 95, 99)
+SEND_LAG_PERCENTILES = (50, 95, 99)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +38,10 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class ClassMetrics:
-    """One SLO class of one replay. Percentile tables: metric ("ttft", "tpot", "itl", "e2e") -> {50, 90, 95, 99: seconds},
-    over finished requests; empty where nothing finished.
+    """One SLO class of one replay.
+
+    percentiles: metric ("ttft", "tpot", "itl", "e2e") -> {50, 90, 95, 99: seconds}, over finished requests; empty
+    where nothing finished. errors: why requests are bad whatever their latency (see failure_reason) -> how many.
 
     offered: requests scheduled in the window, whatever became of them. good: those that met every bound of their SLO.
     attainment: good / offered with its Clopper-Pearson interval. target: the attainment the SLO asks for.
@@ -51,3 +74,99 @@ class TrafficMetrics:
     classes: Mapping[str, ClassMetrics]
     tenants: Mapping[str, ClassMetrics]
     send_lag: Mapping[int, float]
+
+
+def traffic_metrics(records: Sequence[RequestRecord], slos: Mapping[str, SLO], duration: float) -> TrafficMetrics:
+    """Score one replay. duration: seconds over which its arrivals were offered.
+
+    Every record is an offered request, whatever became of it. Raises ValueError when a request's SLO class has no SLO.
+    """
+    assert duration > 0, f"duration {duration}"
+    judged = [_judge(record, slos) for record in records]
+    good = sum(one.good for one in judged)
+    low, high = proportion_interval(good, len(judged))
+    return TrafficMetrics(
+        duration=duration,
+        offered_rate=len(judged) / duration,
+        # The offered requests are the same in every trial, so the share that is good is what is uncertain.
+        goodput=Interval(good / duration, low * len(judged) / duration, high * len(judged) / duration),
+        output_tokens_per_second=sum(record.output_tokens for record in records) / duration,
+        classes={name: _group(name, [j for j in judged if j.record.slo_class == name], slos) for name in sorted(slos)},
+        tenants={
+            name: _group(name, [j for j in judged if j.record.tenant == name], slos)
+            for name in sorted({record.tenant for record in records})
+        },
+        send_lag=percentiles([r.sent - r.scheduled for r in records if r.sent is not None], SEND_LAG_PERCENTILES),
+    )
+
+
+def percentiles(values: Sequence[float], ranks: Sequence[int] = PERCENTILES) -> dict[int, float]:
+    """Order statistics (the next larger observation, never an interpolated one); empty when there are no values."""
+    if not values:
+        return {}
+    return dict(zip(ranks, np.percentile(values, ranks, method="higher").tolist(), strict=True))
+
+
+def tail_latency(records: Sequence[RequestRecord], metric: str, percentile: float, worst: float) -> float:
+    """A percentile of one latency over the OFFERED requests, in seconds.
+
+    worst: what a bad request counts as (the replay's length with its drain time), so that dropping a slow request
+    never improves the tail. Requests for which the metric is undefined (tpot of one token) are left out.
+    """
+    values = [
+        worst if not finished(record) or wrong_length(record) else min(latencies(record).get(metric, math.nan), worst)
+        for record in records
+    ]
+    defined = [value for value in values if not math.isnan(value)]
+    return float(np.percentile(defined, percentile, method="higher")) if defined else worst
+
+
+class _Judged(NamedTuple):
+    record: RequestRecord
+    badness: float
+    target: float
+
+    @property
+    def good(self) -> bool:
+        return self.badness <= 0.0
+
+
+def _judge(record: RequestRecord, slos: Mapping[str, SLO]) -> _Judged:
+    slo = slos.get(record.slo_class)
+    if slo is None:
+        known = ", ".join(sorted(slos))
+        raise ValueError(f"request {record.request_id}: SLO class {record.slo_class!r} is not among slos: {known}")
+    return _Judged(record, badness(record, slo), slo.attainment)
+
+
+def _group(name: str, judged: Sequence[_Judged], slos: Mapping[str, SLO]) -> ClassMetrics:
+    """Metrics of a class or of a tenant; a tenant with several classes is held to the strictest attainment of them."""
+    good = sum(one.good for one in judged)
+    target = max((one.target for one in judged), default=slos[name].attainment if name in slos else 0.0)
+    low, high = proportion_interval(good, len(judged))
+    return ClassMetrics(
+        name=name,
+        offered=len(judged),
+        finished=sum(finished(one.record) for one in judged),
+        good=good,
+        errors=Counter(reason for one in judged if (reason := failure_reason(one.record)) is not None),
+        attainment=Interval(good / len(judged) if judged else 1.0, low, high),
+        target=target,
+        violation=attainment_violation([one.badness for one in judged], target),
+        percentiles=_latency_table([one.record for one in judged if finished(one.record)]),
+    )
+
+
+def failure_reason(record: RequestRecord) -> str | None:
+    """Why a request is bad whatever its latency: its error, "unfinished" or "wrong_length"; None if it was answered."""
+    if not finished(record):
+        return record.error or "unfinished"
+    return "wrong_length" if wrong_length(record) else None
+
+
+def _latency_table(answered: Sequence[RequestRecord]) -> dict[str, dict[int, float]]:
+    """ttft, tpot, e2e: one value a request. itl: one value a gap, so that a stall in a long answer shows."""
+    per_request = [latencies(record) for record in answered]
+    values = {name: [row[name] for row in per_request if name in row] for name in ("ttft", "tpot", "e2e")}
+    values["itl"] = [gap for record in answered for gap in token_gaps(record)]
+    return {name: percentiles(values[name]) for name in LATENCIES if values[name]}

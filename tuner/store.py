@@ -1,0 +1,320 @@
+"""The study database: our measurements beside Optuna's tables, in one SQLite file or one PostgreSQL database.
+
+Optuna's tables hold parameters, states and values of trials; ours hold what was measured, raw. Prompt text is in none.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import optuna
+import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError
+
+from tuner.scoring.quality import ProbeRecord
+from tuner.serving.config import ServingConfig
+from tuner.serving.measurement import Measurement
+from tuner.stored import Failure, Lease, RawRecords, StoredMeasurement, StudyInfo, dump, pack, unpack
+
+SCHEMA_VERSION = 1
+BUSY_TIMEOUT = 30.0
+"""Seconds that a SQLite connection waits for another writer."""
+_PLAIN = ("purpose", "window", "time_scale", "duration", "stopped", "warm")
+_JSON = ("environment", "seconds", "engine_metrics")
+"""Fields of a Measurement that are columns as they are, and those that are JSON text; config and raw records besides."""
+
+
+def _column(name: str, kind: type[sa.types.TypeEngine[Any]], nullable: bool = False) -> sa.Column[Any]:
+    return sa.Column(name, kind, nullable=nullable)
+
+
+def _study_key(primary: bool = False) -> sa.Column[Any]:
+    return sa.Column("study_id", sa.ForeignKey("tune_studies.id"), nullable=False, primary_key=primary, index=True)
+
+
+_tables = sa.MetaData()
+_schema = sa.Table("tune_schema", _tables, sa.Column("version", sa.Integer, primary_key=True))
+_studies = sa.Table(
+    "tune_studies",
+    _tables,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("name", sa.String(64), nullable=False, unique=True),
+    *(_column(name, sa.Text) for name in ("spec", "space_hash", "provenance", "created")),
+    _column("time_scale", sa.Float, nullable=True),
+)
+_measurements = sa.Table(
+    "tune_measurements",
+    _tables,
+    sa.Column("id", sa.Integer, primary_key=True),
+    _study_key(),
+    _column("trial", sa.Integer, nullable=True),
+    *(_column(name, sa.Text) for name in ("purpose", "window", "config", "environment", "seconds", "engine_metrics")),
+    *(_column(name, sa.Float) for name in ("time_scale", "duration")),
+    _column("raw", sa.LargeBinary),
+    _column("warm", sa.Boolean),
+    *(_column(name, sa.Text, nullable=True) for name in ("stopped", "quality_key")),
+    _column("created", sa.Text),
+)
+_failures = sa.Table(
+    "tune_failures",
+    _tables,
+    sa.Column("id", sa.Integer, primary_key=True),
+    _study_key(),
+    _column("trial", sa.Integer),
+    *(_column(name, sa.Text) for name in ("reason", "detail", "seconds", "config", "created")),
+)
+_references = sa.Table(
+    "tune_references",
+    _tables,
+    sa.Column("key", sa.String(128), primary_key=True),
+    _column("records", sa.LargeBinary),
+    _column("created", sa.Text),
+)
+_leases = sa.Table(
+    "tune_leases", _tables, _study_key(primary=True), _column("owner", sa.Text), _column("expires", sa.Float)
+)
+
+
+class Store:
+    """One database. Every save is committed when it returns; close() it, or use it in a `with`."""
+
+    def __init__(self, url_or_path: str | Path, create: bool = True) -> None:
+        """Open the database, and create what is missing unless `create` is False.
+
+        Raises ValueError for a file that is missing or no study database, an unknown URL, and a newer schema.
+        """
+        self._url = _database_url(url_or_path)
+        self._name = self._url.render_as_string(hide_password=True)
+        sqlite = self._url.get_backend_name() == "sqlite"
+        if sqlite and not create and not Path(str(self._url.database)).is_file():
+            raise ValueError(f"{self._name}: no such file")
+        self._connect_args: dict[str, Any] = {"timeout": BUSY_TIMEOUT} if sqlite else {}
+        self._engine = sa.create_engine(self._url, connect_args=self._connect_args)
+        self._optuna: optuna.storages.RDBStorage | None = None
+        if sqlite:
+            sa.event.listen(self._engine, "connect", _configure_sqlite)
+        try:
+            self._prepare(create)
+        except (DatabaseError, sqlite3.DatabaseError) as error:
+            self.close()
+            cause = error.orig if isinstance(error, DatabaseError) else error
+            raise ValueError(f"{self._name}: cannot be opened: {str(cause).splitlines()[0]}") from None
+        except ValueError:
+            self.close()
+            raise
+
+    def _prepare(self, create: bool) -> None:
+        known = sa.inspect(self._engine).has_table(_schema.name)
+        if not known and not create:
+            raise ValueError(f"{self._name}: holds no studies")
+        with self._engine.begin() as connection:
+            version = connection.scalar(sa.select(sa.func.max(_schema.c.version))) if known else None
+            if version is not None and version > SCHEMA_VERSION:
+                newer = f"schema version {version} is a newer servetune's; this one reads up to {SCHEMA_VERSION}"
+                raise ValueError(f"{self._name}: {newer}")
+            _tables.create_all(connection)
+            if version is None:
+                connection.execute(sa.insert(_schema).values(version=SCHEMA_VERSION))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every connection, Optuna's included."""
+        if self._optuna is not None:
+            self._optuna.remove_session()
+            self._optuna.engine.dispose()
+            self._optuna = None
+        self._engine.dispose()
+
+    def optuna_storage(self) -> optuna.storages.RDBStorage:
+        """Optuna's storage in the same database; it is closed with the store."""
+        if self._optuna is None:
+            url = self._url.render_as_string(hide_password=False)
+            self._optuna = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": self._connect_args})
+        return self._optuna
+
+    def optuna_trials(self, study: str) -> tuple[optuna.trial.FrozenTrial, ...]:
+        """Optuna's trials of a study by number; empty while Optuna has no study of this name."""
+        storage = self.optuna_storage()
+        try:
+            study_id = storage.get_study_id_from_name(study)
+        except KeyError:
+            return ()
+        return tuple(sorted(storage.get_all_trials(study_id, deepcopy=False), key=lambda trial: trial.number))
+
+    def create_study(
+        self, name: str, spec: str, space_hash: str, provenance: Mapping[str, Any], time_scale: float | None = None
+    ) -> None:
+        """Keep a study's file (YAML or JSON text). Raises ValueError when there is a study of this name."""
+        row = {"name": name, "spec": spec, "space_hash": space_hash, "provenance": dump(provenance)}
+        try:
+            self._insert(_studies, {**row, "time_scale": time_scale})
+        except IntegrityError:
+            raise ValueError(f"{self._name}: study {name!r} exists; resume it, or choose another name") from None
+
+    def study_names(self) -> tuple[str, ...]:
+        """Names of all studies, oldest first."""
+        with self._engine.connect() as connection:
+            return tuple(connection.scalars(sa.select(_studies.c.name).order_by(_studies.c.id)))
+
+    def study_info(self, name: str) -> StudyInfo:
+        """Raises ValueError, naming the studies that there are, for an unknown name."""
+        row = self._study(name)
+        return StudyInfo(row.name, row.spec, row.space_hash, json.loads(row.provenance), row.time_scale, row.created)
+
+    def set_time_scale(self, name: str, time_scale: float) -> None:
+        """Keep what the calibration found."""
+        self._update_study(name, {"time_scale": time_scale})
+
+    def set_provenance(self, name: str, provenance: Mapping[str, Any]) -> None:
+        """Replace the provenance of a study."""
+        self._update_study(name, {"provenance": dump(provenance)})
+
+    def save_measurement(
+        self, study: str, trial: int | None, measurement: Measurement, quality_key: str | None = None
+    ) -> int:
+        """Keep a measurement, return its id. quality_key: equal where configurations must give equal answers."""
+        row: dict[str, Any] = {name: getattr(measurement, name) for name in _PLAIN}
+        row |= {name: dump(getattr(measurement, name)) for name in _JSON}
+        row |= {"study_id": self._study(study).id, "trial": trial, "quality_key": quality_key}
+        row |= {"config": dump(asdict(measurement.config))}
+        return self._insert(_measurements, {**row, "raw": pack(RawRecords(measurement.records, measurement.probes))})
+
+    def measurements(self, study: str) -> tuple[StoredMeasurement, ...]:
+        """All measurements of a study in the order in which they were saved."""
+        return tuple(_stored_measurement(row) for row in self._rows(_measurements, study))
+
+    def quality_records(self, study: str, quality_key: str) -> tuple[ProbeRecord, ...] | None:
+        """Probe records of the newest measurement with this quality key that has any; None if there is none."""
+        for row in reversed(self._rows(_measurements, study, _measurements.c.quality_key == quality_key)):
+            if probes := _stored_measurement(row).measurement.probes:
+                return probes
+        return None
+
+    def save_failure(
+        self, study: str, trial: int, reason: str, detail: str, seconds: Mapping[str, float], config: ServingConfig
+    ) -> None:
+        """Keep why a trial has no measurement."""
+        row = {"study_id": self._study(study).id, "trial": trial, "reason": reason, "detail": detail}
+        self._insert(_failures, {**row, "seconds": dump(seconds), "config": dump(asdict(config))})
+
+    def failures(self, study: str) -> tuple[Failure, ...]:
+        """All failures of a study in the order in which they were saved."""
+        return tuple(_stored_failure(row) for row in self._rows(_failures, study))
+
+    def save_reference(self, key: str, records: Sequence[ProbeRecord]) -> None:
+        """Keep reference probe records under the hash of what they depend on; the first ones stay."""
+        try:
+            self._insert(_references, {"key": key, "records": pack(tuple(records))})
+        except IntegrityError:
+            return
+
+    def reference(self, key: str) -> tuple[ProbeRecord, ...] | None:
+        """Reference probe records; None when they were never measured."""
+        with self._engine.connect() as connection:
+            packed = connection.scalar(sa.select(_references.c.records).where(_references.c.key == key))
+        return None if packed is None else unpack(packed, tuple[ProbeRecord, ...], f"reference {key}")
+
+    def acquire_lease(self, study: str, owner: str, seconds: float) -> None:
+        """Become the only runner of a study for `seconds`. An owner may acquire again; an expired lease is taken over.
+
+        Raises ValueError naming the other owner while its lease lasts.
+        """
+        now, study_id = time.time(), self._study(study).id
+        mine = {"owner": owner, "expires": now + seconds}
+        free = sa.or_(_leases.c.owner == owner, _leases.c.expires <= now)
+        try:
+            with self._engine.begin() as connection:
+                taken = connection.execute(sa.update(_leases).where(_leases.c.study_id == study_id, free).values(mine))
+                if not taken.rowcount:
+                    connection.execute(sa.insert(_leases).values(study_id=study_id, **mine))
+        except IntegrityError:
+            held = self.lease(study)
+            by = f"{held.owner} for {max(held.expires - now, 0.0):.0f} s more" if held else "another runner"
+            raise ValueError(f"study {study!r} is being run by {by}; stop it, or wait") from None
+
+    def renew_lease(self, study: str, owner: str, seconds: float) -> None:
+        """Prolong one's own lease. Raises ValueError when another owner has taken it."""
+        self.acquire_lease(study, owner, seconds)
+
+    def release_lease(self, study: str, owner: str) -> None:
+        """Give the lease up; nothing happens when `owner` does not hold it."""
+        where = (_leases.c.study_id == self._study(study).id, _leases.c.owner == owner)
+        with self._engine.begin() as connection:
+            connection.execute(sa.delete(_leases).where(*where))
+
+    def lease(self, study: str) -> Lease | None:
+        """Who holds, or held last, the lease of a study."""
+        rows = self._rows(_leases, study)
+        return Lease(rows[0].owner, rows[0].expires) if rows else None
+
+    def _study(self, name: str) -> sa.Row[Any]:
+        with self._engine.connect() as connection:
+            row = connection.execute(sa.select(_studies).where(_studies.c.name == name)).one_or_none()
+        if row is None:
+            known = ", ".join(self.study_names()) or "none"
+            raise ValueError(f"{self._name}: no study {name!r}; there is: {known}")
+        return row
+
+    def _update_study(self, name: str, values: Mapping[str, Any]) -> None:
+        study_id = self._study(name).id
+        with self._engine.begin() as connection:
+            connection.execute(sa.update(_studies).where(_studies.c.id == study_id).values(**values))
+
+    def _insert(self, table: sa.Table, row: Mapping[str, Any]) -> int:
+        created = datetime.now(UTC).isoformat(timespec="milliseconds")
+        with self._engine.begin() as connection:
+            key = connection.execute(sa.insert(table).values(**row, created=created)).inserted_primary_key
+        return key[0] if key is not None and isinstance(key[0], int) else 0
+
+    def _rows(self, table: sa.Table, study: str, *where: sa.ColumnElement[bool]) -> Sequence[sa.Row[Any]]:
+        order = table.c.id if "id" in table.c else table.c.study_id
+        query = sa.select(table).where(table.c.study_id == self._study(study).id, *where).order_by(order)
+        with self._engine.connect() as connection:
+            return connection.execute(query).all()
+
+
+def _stored_measurement(row: sa.Row[Any]) -> StoredMeasurement:
+    raw = unpack(row.raw, RawRecords, f"measurement {row.id}")
+    values = {name: getattr(row, name) for name in _PLAIN} | {name: json.loads(getattr(row, name)) for name in _JSON}
+    config = ServingConfig(**json.loads(row.config))
+    measurement = Measurement(config=config, records=raw.records, probes=raw.probes, **values)
+    return StoredMeasurement(row.id, row.trial, measurement, row.quality_key, row.created)
+
+
+def _stored_failure(row: sa.Row[Any]) -> Failure:
+    config = ServingConfig(**json.loads(row.config))
+    return Failure(row.trial, row.reason, row.detail, json.loads(row.seconds), config, row.created)
+
+
+def _database_url(url_or_path: str | Path) -> sa.URL:
+    if isinstance(url_or_path, Path) or "://" not in url_or_path:
+        url = sa.URL.create("sqlite", database=str(Path(url_or_path).absolute()))
+    else:
+        try:
+            url = sa.make_url(url_or_path)
+        except ArgumentError:
+            raise ValueError("database: expected a file, or a URL like postgresql://user@host/name") from None
+    if url.get_backend_name() not in ("sqlite", "postgresql"):
+        raise ValueError(f"database: expected sqlite or postgresql (given: {url.get_backend_name()})")
+    if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
+        raise ValueError("database: a study lives in a file; expected sqlite:///FILE")
+    return url
+
+
+def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    """WAL lets a report read while a study writes; the mode stays with the file, so Optuna's connections have it too."""
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA foreign_keys = ON")

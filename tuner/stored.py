@@ -1,0 +1,88 @@
+"""What the store hands out, and how raw records are packed. Knows no database."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+
+from tuner.scoring.quality import ProbeRecord
+from tuner.serving.config import ServingConfig
+from tuner.serving.measurement import Measurement
+from tuner.traffic.trace import RequestRecord
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class StudyInfo:
+    """spec: the study file as YAML or JSON text. time_scale: None until the calibration has found it.
+    created: UTC, ISO 8601."""
+
+    name: str
+    spec: str
+    space_hash: str
+    provenance: Mapping[str, Any]
+    time_scale: float | None
+    created: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMeasurement:
+    """trial: None for a measurement made before there was a trial. quality_key: see Store.save_measurement."""
+
+    id: int
+    trial: int | None
+    measurement: Measurement
+    quality_key: str | None
+    created: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A trial that ended without a measurement. seconds: where its time went."""
+
+    trial: int
+    reason: str
+    detail: str
+    seconds: Mapping[str, float]
+    config: ServingConfig
+    created: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Who runs a study, and until when (seconds of the Unix epoch)."""
+
+    owner: str
+    expires: float
+
+
+@dataclass(frozen=True, slots=True)
+class RawRecords:
+    """The part of a measurement that is kept compressed."""
+
+    records: tuple[RequestRecord, ...]
+    probes: tuple[ProbeRecord, ...]
+
+
+def pack(value: object) -> bytes:
+    """Compressed MessagePack; not JSON, which has no NaN for a broken logit."""
+    return zlib.compress(msgspec.msgpack.encode(value))
+
+
+def unpack(packed: bytes, kind: type[T], what: str) -> T:
+    """Raises ValueError, naming `what`, for bytes that pack() did not write."""
+    try:
+        return msgspec.msgpack.decode(zlib.decompress(packed), type=kind)
+    except (zlib.error, msgspec.DecodeError) as error:
+        raise ValueError(f"{what} cannot be read: {error}") from None
+
+
+def dump(value: object) -> str:
+    """JSON text; paths and other foreign types as their text."""
+    return json.dumps(value, default=str)

@@ -35,6 +35,9 @@ class ModelRunner:
         self._model = load_model(Path(config.model), self._device, self._dtype)
         self._draft_model = _load_draft(config, self._model, self._device, self._dtype)
         self.max_model_len = _max_model_len(config, self._model, self._draft_model)
+        self._config = config
+        self._cache: Cache = []
+        self._drafter: Drafter | None = None
         self._build_cache(config)
 
     def reconfigure(self, config: EngineConfig) -> None:
@@ -46,7 +49,7 @@ class ModelRunner:
         self._config = config
 
     def _build_cache(self, config: EngineConfig) -> None:
-        self._config: EngineConfig = config
+        self._config = config
         dtype = config.kv_cache_dtype
         name = str(self._dtype).removeprefix("torch.") if dtype == "auto" else dtype
         drafting = config.num_speculative_tokens > 0
@@ -60,8 +63,7 @@ class ModelRunner:
             raise ValueError(
                 f"kv_cache_memory_bytes: {config.kv_cache_memory_bytes} holds no page; one takes {page} bytes"
             )
-        self._cache: Cache = self._allocate(self._model.config, name)
-        self._drafter: Drafter | None = None
+        self._cache = self._allocate(self._model.config, name)
         if drafting:
             assert self._draft_model is not None
             cache = self._allocate(self._draft_model.config, name)

@@ -1,0 +1,138 @@
+"""Who may import whom (docs/architecture.md), read from the syntax trees."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("tuner", "engine", "search_spaces", "reports")
+
+TRAFFIC, CONFIG, SCORING = "tuner.traffic", "tuner.serving.config", "tuner.scoring"
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "tuner.errors": (),
+    "tuner.pareto": (),
+    "tuner.environment": (),
+    "tuner.traffic": (TRAFFIC,),
+    "tuner.scoring": (SCORING, "tuner.traffic.trace", "tuner.serving.measurement"),
+    "tuner.spec": (),
+    "tuner.serving.measurement": (CONFIG, "tuner.scoring.quality", "tuner.traffic.trace"),
+    "tuner.serving": ("tuner.serving", TRAFFIC, "tuner.errors", "tuner.scoring.quality", "engine.config"),
+    "tuner.store": ("tuner.stored", "tuner.serving.config", "tuner.serving.measurement", "tuner.traffic.trace", SCORING),
+    "tuner.results": ("tuner.store", "tuner.spec", "tuner.pareto", SCORING, "tuner.serving.measurement", CONFIG),
+    "tuner.recommend": ("tuner.results", "tuner.store", "tuner.pareto", SCORING),
+    "tuner.search": ("search_spaces", "tuner.spec", "tuner.results"),
+    "tuner.study": (
+        "tuner.spec", "tuner.search", "tuner.store", "tuner.results", "tuner.recommend", "tuner.environment",
+        "tuner.errors", "tuner.serving", SCORING, TRAFFIC, "search_spaces", "engine.config",
+    ),
+    "tuner.cli": ("",),
+    "search_spaces": ("search_spaces",),
+    "reports": ("reports", "tuner.store", "tuner.results", "tuner.recommend", "tuner.pareto", SCORING),
+    "engine": ("engine",),
+}
+"""The longest matching prefix rules. "" allows everything."""
+
+ONLY_IN: dict[str, tuple[str, ...]] = {
+    "torch": (
+        "engine.model_runner", "engine.speculative", "engine.weights", "engine.models", "engine.layers",
+        "engine.kernels", "engine.mini",
+    ),
+    "plotly": ("reports",),
+    "typer": ("tuner.cli",),
+    "optuna": ("tuner.study", "tuner.search", "tuner.store"),
+    "sqlalchemy": ("tuner.store", "tuner.stored"),
+    "pickle": (),
+    "marshal": (),
+    "shelve": (),
+}
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name of every module of ours, packages by their own name."""
+    found = {}
+    for room in ROOMS:
+        for path in sorted((ROOT / room).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(path: Path) -> list[str]:
+    """Every module that a file imports, `from a import b` as a.b when that is a module of ours."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found += [name if name in MODULES else node.module for name in names]
+    return found
+
+
+def within(name: str, prefix: str) -> bool:
+    return prefix == "" or name == prefix or name.startswith(prefix + ".")
+
+
+def rule_of(name: str) -> tuple[str, ...]:
+    matching = [prefix for prefix in ALLOWED if within(name, prefix)]
+    assert matching, f"{name}: no room of this house; add it to the rules or move it"
+    return ALLOWED[max(matching, key=len)]
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if "." in n or n in ROOMS])
+def test_imports_follow_the_rules(name: str) -> None:
+    if name == "tuner":
+        return
+    ours = {imported for imported in imports(MODULES[name]) if imported.split(".")[0] in ROOMS}
+    forbidden = {i for i in ours if i != name and not any(within(i, allowed) for allowed in rule_of(name))}
+    assert not forbidden, f"{name} may not import {sorted(forbidden)}"
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_libraries_stay_in_their_rooms(library: str) -> None:
+    users = {
+        name
+        for name, path in MODULES.items()
+        if any(within(imported, library) for imported in imports(path))
+        and not any(within(name, room) for room in ONLY_IN[library])
+    }
+    assert not users, f"{library} is imported by {sorted(users)}"
+
+
+def test_no_import_cycles() -> None:
+    graph = {name: {i for i in imports(path) if i in MODULES and i != name} for name, path in MODULES.items()}
+    while leaves := [name for name, uses in graph.items() if not uses]:
+        graph = {name: uses - set(leaves) for name, uses in graph.items() if name not in leaves}
+    assert not graph, f"cycle among {sorted(graph)}"
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if n != "tuner.cli" and not n.startswith("tuner.cli.")])
+def test_no_late_imports(name: str) -> None:
+    tree = ast.parse(MODULES[name].read_text())
+    late = [
+        node.lineno
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    assert not late, f"{name}: imports inside functions at lines {late}"
+
+
+def test_empty_package_files() -> None:
+    """A package file that imports pulls its room into every user of one of its modules."""
+    for name, path in MODULES.items():
+        if path.name == "__init__.py":
+            assert len(ast.parse(path.read_text()).body) <= 1, f"{name}/__init__.py holds more than its docstring"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_files_stay_readable(name: str) -> None:
+    assert len(MODULES[name].read_text().splitlines()) <= 320, f"{name}: split it"

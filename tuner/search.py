@@ -1,0 +1,133 @@
+"""What to try next: the sampler, conditional parameters, no configuration twice unless meant, when to stop.
+
+Proposals are a pure function of the seed and the finished trials, so that a resumed study goes on as an uninterrupted
+one would have.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from search_spaces.space import ChoiceParameter, IntParameter, Parameter, SearchSpace
+
+RE_ASKS = 20
+"""How often a proposal that was tried before is thrown away; then it is measured again, as a replicate."""
+SEED_STRIDE = 10_007
+SEARCHED = (TrialState.COMPLETE, TrialState.PRUNED)
+INTERRUPTED = "interrupted"
+"""Value of the trial attribute "reason" of a trial whose runner died; its parameters are asked again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A trial to measure. knobs: active parameters only. replicate: a configuration that was tried before."""
+
+    trial: optuna.Trial
+    knobs: Mapping[str, Any]
+    replicate: bool
+
+
+def open_sampler() -> optuna.samplers.BaseSampler:
+    """The sampler of the stored study, which only ever plays enqueued parameters: see `ask`."""
+    return RandomSampler(seed=0)
+
+
+def ask(study: optuna.Study, space: SearchSpace, seed: int, startup_trials: int) -> Proposal:
+    """The next trial: an enqueued one if there is any, otherwise what TPE proposes from the finished trials.
+
+    Proposals are drawn from a copy in memory, so that those thrown away as repeats leave no trace in the study.
+    """
+    trials = study.get_trials(deepcopy=False)
+    tried = {key(space.active(t.params)) for t in trials if t.state in SEARCHED and t.params}
+    if not any(trial.state == TrialState.WAITING for trial in trials):
+        study.enqueue_trial(_propose(trials, space, tried, seed, startup_trials))
+    trial = study.ask()
+    knobs = suggest(trial, space)
+    return Proposal(trial, knobs, replicate=key(knobs) in tried)
+
+
+def suggest(trial: optuna.Trial, space: SearchSpace) -> dict[str, Any]:
+    """Values of the parameters that do something, each asked only after those it depends on."""
+    values: dict[str, Any] = {}
+    for name, parameter in space.parameters.items():
+        if space.is_active(name, values):
+            values[name] = _suggest(trial, name, parameter)
+    return values
+
+
+def distributions(space: SearchSpace, values: Mapping[str, Any]) -> dict[str, BaseDistribution]:
+    """Optuna's distributions of the parameters in `values`."""
+    return {name: _distribution(space.parameters[name]) for name in values}
+
+
+def key(knobs: Mapping[str, Any]) -> str:
+    """Equal for equal knob values, whatever their order."""
+    return json.dumps(knobs, sort_keys=True)
+
+
+def searched(trials: Collection[FrozenTrial]) -> int:
+    """Trials that used up budget: all that ended except the baseline and those whose runner died."""
+    ended = [t for t in trials if t.state.is_finished() and t.number != 0]
+    return sum(t.user_attrs.get("reason") != INTERRUPTED for t in ended)
+
+
+def exhausted(trials: Collection[FrozenTrial], budget_trials: int, budget_seconds: float | None) -> bool:
+    """The stop rule. Seconds are those spent in finished trials, so that a pause before a resume costs nothing."""
+    spent = sum(t.duration.total_seconds() for t in trials if t.duration is not None)
+    return searched(trials) >= budget_trials or (budget_seconds is not None and spent >= budget_seconds)
+
+
+def _propose(
+    trials: list[FrozenTrial], space: SearchSpace, tried: Collection[str], seed: int, startup_trials: int
+) -> dict[str, Any]:
+    """Knob values that were not tried, or after RE_ASKS repeats one that was."""
+    finished = [trial for trial in trials if trial.state in SEARCHED]
+    shadow = optuna.create_study(
+        directions=["maximize", "maximize", "minimize"],
+        sampler=_tpe(seed * SEED_STRIDE + len(trials), startup_trials),
+    )
+    shadow.add_trials(finished)
+    for _ in range(RE_ASKS):
+        values = suggest(shadow.ask(), space)
+        if key(values) not in tried:
+            break
+    return values
+
+
+def _tpe(seed: int, startup_trials: int) -> TPESampler:
+    with warnings.catch_warnings():
+        # multivariate and group are "experimental" in name only: they have been there since 2.x.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return TPESampler(
+            seed=seed, n_startup_trials=startup_trials, multivariate=True, group=True, constant_liar=False
+        )
+
+
+def _distribution(parameter: Parameter) -> BaseDistribution:
+    if isinstance(parameter, ChoiceParameter):
+        return CategoricalDistribution(parameter.choices)
+    if isinstance(parameter, IntParameter):
+        return IntDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
+    return FloatDistribution(parameter.low, parameter.high, log=parameter.log)
+
+
+def _suggest(trial: optuna.Trial, name: str, parameter: Parameter) -> Any:
+    if isinstance(parameter, ChoiceParameter):
+        return trial.suggest_categorical(name, parameter.choices)
+    if isinstance(parameter, IntParameter):
+        return trial.suggest_int(name, parameter.low, parameter.high, log=parameter.log, step=parameter.step)
+    return trial.suggest_float(name, parameter.low, parameter.high, log=parameter.log)

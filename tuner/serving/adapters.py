@@ -1,0 +1,76 @@
+"""ServingConfig in the words of the engine that runs it: configuration file, command line, cost of a change."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine.config import EngineConfig, ReconfigurationCost, knobs, parse_config
+from tuner.errors import ConfigRejected
+from tuner.serving.config import ServingConfig
+
+BUNDLED_COMMAND = (sys.executable, "-m", "engine")
+QUALITY_KNOBS = ("model", "dtype", "kv_cache_dtype", "kv_window", "kv_sink_tokens")
+"""What the answers depend on, beyond rounding: see quality_key."""
+REFERENCE_KNOBS: Mapping[str, Any] = {
+    "kv_cache_dtype": "auto",
+    "kv_window": None,
+    "num_speculative_tokens": 0,
+    "prefill_chunk_size": None,
+}
+"""Full-precision KV, nothing evicted, no speculation."""
+
+
+def engine_config(config: ServingConfig) -> EngineConfig:
+    """The validated engine configuration. Raises ConfigRejected: one line naming the field."""
+    try:
+        return parse_config(config.values, source=f"engine {config.engine}")
+    except ValueError as error:
+        raise ConfigRejected(str(error)) from None
+
+
+def default_values(names: Sequence[str]) -> dict[str, Any]:
+    """The engine's own defaults of these knobs. Raises ValueError for a name that it does not know."""
+    defaults = {knob.name: knob.default for knob in knobs()}
+    for name in names:
+        if name not in defaults:
+            raise ValueError(f"search_space: {name}: the bundled engine has no such setting")
+    return {name: defaults[name] for name in names}
+
+
+def quality_key(config: ServingConfig) -> str:
+    """Equal for configurations whose answers are equal up to rounding: paged reads and exact rejection sampling
+    make block size, batch, chunk and speculation depth irrelevant to quality."""
+    engine = engine_config(config)
+    sinks = engine.kv_sink_tokens if engine.kv_window is not None else None
+    values = {name: getattr(engine, name) for name in QUALITY_KNOBS} | {"kv_sink_tokens": sinks}
+    return "|".join(f"{name}={values[name]}" for name in QUALITY_KNOBS if name != "model")
+
+
+def change_cost(old: ServingConfig, new: ServingConfig) -> ReconfigurationCost | None:
+    """What turning `old` into `new` costs a running engine; None: nothing changes."""
+    return engine_config(old).cost_of(engine_config(new))
+
+
+def changes(old: ServingConfig, new: ServingConfig) -> dict[str, Any]:
+    """Fields to send to /reconfigure."""
+    before, after = engine_config(old).model_dump(), engine_config(new).model_dump()
+    return {name: value for name, value in after.items() if before[name] != value}
+
+
+def write_config(config: ServingConfig, directory: Path) -> Path:
+    """Write the engine's configuration file into `directory` and return its path. Raises ConfigRejected."""
+    values = engine_config(config).model_dump()
+    path = directory / "engine.yaml"
+    directory.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def command(config_path: Path, launcher: Sequence[str]) -> list[str]:
+    """The command line that serves `config_path` on a free port of the loopback interface."""
+    return [*(launcher or BUNDLED_COMMAND), "--config", str(config_path), "--port", "0"]

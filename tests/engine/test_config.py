@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,9 @@ def test_every_field_declares_unit_and_cost() -> None:
     found = knobs()
     assert [k.name for k in found] == list(EngineConfig.model_fields)
     assert all(k.unit and k.description and k.cost in COSTS for k in found)
+
+
+def test_the_documentation_table_is_generated_from_the_fields() -> None:
+    page = Path(__file__).parents[2] / "docs" / "engine-config.md"
+    generate = runpy.run_path(str(page.with_name("generate.py")))
+    assert page.read_text(encoding="utf-8") == generate["render"](), "run: python docs/generate.py"

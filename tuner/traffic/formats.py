@@ -70,35 +70,39 @@ def import_trace(
     rows, notes = _azure(path) if format == "azure" else _mooncake(path, seed)
     rows = [row for row in rows if start <= row.arrival and (end is None or row.arrival < end)][:limit]
     if not rows:
-        raise ValueError(f"{path}: holds no request from second {start:g} to {'its end' if end is None else f'{end:g}'}")
-    synthesizer = PromptSynthesizer(seed, vocab_size, DEFAULT_BLOCK_TOKENS * length_scale)
-    requests = []
-    for index, row in enumerate(rows):
-        output_tokens = _scaled(row.output_tokens, length_scale, max_output_tokens)
-        prompt_tokens = _scaled(row.prompt_tokens, length_scale, max_prompt_tokens)
-        requests.append(
-            Request(
-                id=f"{format}-{index:06d}",
-                arrival=row.arrival - start,
-                tenant=tenant,
-                slo_class=slo_class,
-                prompt=synthesizer.prompt(prompt_tokens, index, row.hash_ids),
-                max_tokens=output_tokens,
-                prompt_tokens=prompt_tokens,
-                output_tokens=output_tokens,
-            )
-        )
+        until = "its end" if end is None else f"{end:g}"
+        raise ValueError(f"{path}: holds no request from second {start:g} to {until}")
     options = {
         "limit": limit, "start": start, "end": end, "seed": seed, "length_scale": length_scale,
         "vocab_size": vocab_size, "max_prompt_tokens": max_prompt_tokens, "max_output_tokens": max_output_tokens,
     }  # fmt: skip
     provenance = {"source": SOURCES[format], "file": path.name, "sha256": _digest(path), "import": options, **notes}
-    return Trace(tuple(requests), provenance, seconds=end - start if end is not None and limit is None else None)
+    synthesizer = PromptSynthesizer(seed, vocab_size, DEFAULT_BLOCK_TOKENS * length_scale)
+    requests = tuple(
+        Request(
+            id=f"{format}-{index:06d}",
+            arrival=row.arrival - start,
+            tenant=tenant,
+            slo_class=slo_class,
+            prompt=synthesizer.prompt(row.prompt_tokens, index, row.hash_ids),
+            max_tokens=row.output_tokens,
+            prompt_tokens=row.prompt_tokens,
+            output_tokens=row.output_tokens,
+        )
+        for index, row in enumerate(_scaled(row, length_scale, max_prompt_tokens, max_output_tokens) for row in rows)
+    )
+    return Trace(requests, provenance, seconds=end - start if end is not None and limit is None else None)
 
 
-def _scaled(tokens: int, scale: float, most: int | None) -> int:
-    scaled = max(1, round(tokens * scale))
-    return scaled if most is None else min(scaled, most)
+def _scaled(row: Row, scale: float, max_prompt_tokens: int | None, max_output_tokens: int | None) -> Row:
+    def clamped(tokens: int, most: int | None) -> int:
+        scaled = max(1, round(tokens * scale))
+        return scaled if most is None else min(scaled, most)
+
+    return row._replace(
+        prompt_tokens=clamped(row.prompt_tokens, max_prompt_tokens),
+        output_tokens=clamped(row.output_tokens, max_output_tokens),
+    )
 
 
 def _digest(path: Path) -> str:

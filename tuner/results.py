@@ -5,17 +5,32 @@ A new SLO or floor therefore re-scores old runs without an engine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
-from tuner.scoring.metrics import TrafficMetrics
-from tuner.scoring.quality import QualityScore
-from tuner.spec import StudySpec
+import numpy as np
+import yaml
+
+from tuner.pareto import non_dominated
+from tuner.scoring.doubts import Doubt, doubts
+from tuner.scoring.metrics import TrafficMetrics, tail_latency, traffic_metrics
+from tuner.scoring.quality import Floor, ProbeRecord, QualityScore, quality_score
+from tuner.scoring.slo import SLO
+from tuner.serving.measurement import Measurement
+from tuner.spec import SLOSpec, StudySpec, parse_spec
+from tuner.store import Store
+from tuner.stored import AskedTrial, Failure, StoredMeasurement
 
 TrialState = Literal["feasible", "infeasible", "failed", "running"]
 OBJECTIVES = ("goodput", "quality", "tail_latency")
 DIRECTIONS = ("maximize", "maximize", "minimize")
+TRIALS = ("baseline", "trial")
+VALIDATIONS = ("calibration", "recorded_rate", "holdout", "repeat")
+"""Purposes of measurements: those that are a trial, and those that test the configuration of one."""
+UNPROVEN = 1.0
+"""Violation of a quality floor that was not measured: an unproven floor does not hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +72,7 @@ class ValidationResult:
 
 @dataclass(frozen=True, slots=True)
 class StudyResults:
-    """Everything a reader needs. trials[0] is the baseline. time_scale: how much faster than recorded the trials ran."""
+    """Everything a reader needs. trials[0] is the baseline. time_scale: trials ran so much faster than recorded."""
 
     spec: StudySpec
     trials: tuple[TrialResult, ...]
@@ -73,3 +88,149 @@ class StudyResults:
     @property
     def front(self) -> tuple[TrialResult, ...]:
         return tuple(t for t in self.trials if t.on_front)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One measurement, scored. objectives: in the order of OBJECTIVES. constraints: always the same keys, sorted.
+    quality: None where no probes were answered."""
+
+    objectives: tuple[float, float, float]
+    constraints: Mapping[str, float]
+    traffic: TrafficMetrics
+    quality: QualityScore | None
+    doubts: tuple[Doubt, ...]
+
+    @property
+    def feasible(self) -> bool:
+        """Every constraint holds, and none of them for want of probes."""
+        return self.quality is not None and all(value <= 0.0 for value in self.constraints.values())
+
+
+def score(measurement: Measurement, reference: Sequence[ProbeRecord], spec: StudySpec) -> Scored:
+    """Score a measurement against the reference's probe records; the same function for live and old ones.
+
+    Without probes (a replay stopped as hopeless) quality is 0 and its floors count as missed by UNPROVEN.
+    """
+    slos = {name: slo_of(bounds) for name, bounds in spec.slos.items()}
+    floors = {name: floor_of(spec, name) for name in sorted({record.slice for record in reference})}
+    traffic = traffic_metrics(measurement.records, slos, measurement.duration)
+    quality = quality_score(reference, measurement.probes, floors) if measurement.probes else None
+    constraints = {f"quality:{name}": UNPROVEN for name in floors}
+    constraints |= {f"quality:{found.name}": found.violation for found in (quality.slices if quality else ())}
+    constraints |= {f"slo:{name}": found.violation for name, found in traffic.classes.items()}
+    tail = tail_latency(
+        [record for record in measurement.records if record.slo_class == spec.tail.slo_class],
+        spec.tail.metric,
+        spec.tail.percentile,
+        worst=measurement.duration + spec.traffic.drain_timeout,
+    )
+    return Scored(
+        objectives=(traffic.goodput.value, quality.value if quality else 0.0, tail),
+        constraints=dict(sorted(constraints.items())),
+        traffic=traffic,
+        quality=quality,
+        doubts=doubts(measurement.records, traffic, slos, measurement.stopped),
+    )
+
+
+def slo_of(bounds: SLOSpec) -> SLO:
+    """The study file's bounds in the words of scoring."""
+    return SLO(bounds.ttft, bounds.tpot, bounds.itl, bounds.e2e, bounds.attainment)
+
+
+def floor_of(spec: StudySpec, slice_name: str) -> Floor:
+    """The floor of one slice: its own, or the default."""
+    floor = spec.quality.floors.get(slice_name, spec.quality.default_floor)
+    return Floor(floor.max_nll_increase, floor.min_recall)
+
+
+def load_results(store: Store, study: str, spec: StudySpec | None = None) -> StudyResults:
+    """Everything that a study has measured so far, scored with `spec`, or with the study's own file.
+
+    Raises ValueError for an unknown study, one that has no trials yet, and a spec that does not fit its records.
+    """
+    info = store.study_info(study)
+    used = spec or parse_spec(yaml.safe_load(info.spec), source=f"study {study!r}", base=Path("/"))
+    reference = store.reference(str(info.provenance.get("reference_key", ""))) or ()
+    measured = store.measurements(study)
+    by_trial = {m.trial: m.measurement for m in measured if m.measurement.purpose in TRIALS}
+    failures = {failure.trial: failure for failure in store.failures(study)}
+    trials = [_trial(t, by_trial.get(t.number), failures.get(t.number), reference, used) for t in store.trials(study)]
+    if not trials:
+        raise ValueError(f"study {study!r} has no trials yet; nothing to read")
+    return StudyResults(
+        spec=used,
+        trials=_mark_front(trials),
+        validations=tuple(_validation(m, reference, used) for m in measured if m.measurement.purpose in VALIDATIONS),
+        time_scale=info.time_scale or 1.0,
+        environment=measured[0].measurement.environment if measured else {},
+        provenance=info.provenance,
+    )
+
+
+def _trial(
+    asked: AskedTrial,
+    measurement: Measurement | None,
+    failure: Failure | None,
+    reference: Sequence[ProbeRecord],
+    spec: StudySpec,
+) -> TrialResult:
+    """A measurement outranks what became of the trial afterwards: it was stored before anything else happened."""
+    if measurement is not None:
+        return _measured(asked.number, measurement, reference, spec)
+    if failure is not None:
+        return _failed(failure)
+    if asked.running:
+        return TrialResult(asked.number, "running", asked.params, None, {}, None, None)
+    return TrialResult(asked.number, "failed", asked.params, None, {}, None, None, reason="not_measured")
+
+
+def _measured(
+    number: int, measurement: Measurement, reference: Sequence[ProbeRecord], spec: StudySpec
+) -> TrialResult:
+    scored = score(measurement, reference, spec)
+    return TrialResult(
+        number=number,
+        state="feasible" if scored.feasible else "infeasible",
+        knobs=measurement.config.knobs,
+        objectives=scored.objectives,
+        constraints=scored.constraints,
+        traffic=scored.traffic,
+        quality=scored.quality,
+        reason="stopped_early" if measurement.stopped else None,
+        detail=measurement.stopped,
+        seconds=measurement.seconds,
+        doubts=tuple(str(doubt) for doubt in scored.doubts),
+    )
+
+
+def _failed(failure: Failure) -> TrialResult:
+    return TrialResult(
+        number=failure.trial,
+        state="failed",
+        knobs=failure.config.knobs,
+        objectives=None,
+        constraints={},
+        traffic=None,
+        quality=None,
+        reason=failure.reason,
+        detail=failure.detail,
+        seconds=failure.seconds,
+    )
+
+
+def _mark_front(trials: Sequence[TrialResult]) -> tuple[TrialResult, ...]:
+    values = [trial.objectives for trial in trials if trial.state == "feasible" and trial.objectives is not None]
+    best = iter(non_dominated(np.array(values), DIRECTIONS).tolist())
+    return tuple(replace(trial, on_front=trial.state == "feasible" and next(best)) for trial in trials)
+
+
+def _validation(stored: StoredMeasurement, reference: Sequence[ProbeRecord], spec: StudySpec) -> ValidationResult:
+    """Probes are not part of a validation as a rule; its quality constraints are there only when it has some."""
+    measurement = stored.measurement
+    scored = score(measurement, reference if measurement.probes else (), spec)
+    # The calibration precedes every trial and runs the baseline, which is trial 0.
+    trial = stored.trial if stored.trial is not None else 0
+    where = (measurement.purpose, measurement.window, measurement.time_scale)
+    return ValidationResult(trial, *where, scored.traffic, scored.constraints)

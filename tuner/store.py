@@ -22,18 +22,18 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError
 from tuner.scoring.quality import ProbeRecord
 from tuner.serving.config import ServingConfig
 from tuner.serving.measurement import Measurement
-from tuner.stored import Failure, Lease, RawRecords, StoredMeasurement, StudyInfo, dump, pack, unpack
+from tuner.stored import AskedTrial, Failure, Lease, RawRecords, StoredMeasurement, StudyInfo, dump, pack, unpack
 
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT = 30.0
 """Seconds that a SQLite connection waits for another writer."""
 _PLAIN = ("purpose", "window", "time_scale", "duration", "stopped", "warm")
 _JSON = ("environment", "seconds", "engine_metrics")
-"""Fields of a Measurement that are columns as they are, and those that are JSON text; config and raw records besides."""
+"""Fields of a Measurement that are columns as they are, and those that are kept as JSON text."""
 
 
-def _column(name: str, kind: type[sa.types.TypeEngine[Any]], nullable: bool = False) -> sa.Column[Any]:
-    return sa.Column(name, kind, nullable=nullable)
+def _columns(kind: type[sa.types.TypeEngine[Any]], *names: str, nullable: bool = False) -> list[sa.Column[Any]]:
+    return [sa.Column(name, kind, nullable=nullable) for name in names]
 
 
 def _study_key(primary: bool = False) -> sa.Column[Any]:
@@ -47,40 +47,38 @@ _studies = sa.Table(
     _tables,
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("name", sa.String(64), nullable=False, unique=True),
-    *(_column(name, sa.Text) for name in ("spec", "space_hash", "provenance", "created")),
-    _column("time_scale", sa.Float, nullable=True),
+    *_columns(sa.Text, "spec", "space_hash", "provenance", "created"),
+    *_columns(sa.Float, "time_scale", nullable=True),
 )
 _measurements = sa.Table(
     "tune_measurements",
     _tables,
     sa.Column("id", sa.Integer, primary_key=True),
     _study_key(),
-    _column("trial", sa.Integer, nullable=True),
-    *(_column(name, sa.Text) for name in ("purpose", "window", "config", "environment", "seconds", "engine_metrics")),
-    *(_column(name, sa.Float) for name in ("time_scale", "duration")),
-    _column("raw", sa.LargeBinary),
-    _column("warm", sa.Boolean),
-    *(_column(name, sa.Text, nullable=True) for name in ("stopped", "quality_key")),
-    _column("created", sa.Text),
+    *_columns(sa.Integer, "trial", nullable=True),
+    *_columns(sa.Text, "purpose", "window", "config", "environment", "seconds", "engine_metrics", "created"),
+    *_columns(sa.Float, "time_scale", "duration"),
+    *_columns(sa.LargeBinary, "raw"),
+    *_columns(sa.Boolean, "warm"),
+    *_columns(sa.Text, "stopped", "quality_key", nullable=True),
 )
 _failures = sa.Table(
     "tune_failures",
     _tables,
     sa.Column("id", sa.Integer, primary_key=True),
     _study_key(),
-    _column("trial", sa.Integer),
-    *(_column(name, sa.Text) for name in ("reason", "detail", "seconds", "config", "created")),
+    *_columns(sa.Integer, "trial"),
+    *_columns(sa.Text, "reason", "detail", "seconds", "config", "created"),
 )
 _references = sa.Table(
     "tune_references",
     _tables,
     sa.Column("key", sa.String(128), primary_key=True),
-    _column("records", sa.LargeBinary),
-    _column("created", sa.Text),
+    *_columns(sa.LargeBinary, "records"),
+    *_columns(sa.Text, "created"),
 )
-_leases = sa.Table(
-    "tune_leases", _tables, _study_key(primary=True), _column("owner", sa.Text), _column("expires", sa.Float)
-)
+_lease_columns = (_study_key(primary=True), *_columns(sa.Text, "owner"), *_columns(sa.Float, "expires"))
+_leases = sa.Table("tune_leases", _tables, *_lease_columns)
 
 
 class Store:
@@ -97,19 +95,17 @@ class Store:
         if sqlite and not create and not Path(str(self._url.database)).is_file():
             raise ValueError(f"{self._name}: no such file")
         self._connect_args: dict[str, Any] = {"timeout": BUSY_TIMEOUT} if sqlite else {}
-        self._engine = sa.create_engine(self._url, connect_args=self._connect_args)
+        # No pool for a file: a connection that is opened when needed cannot be leaked, and opening one is cheap.
+        pool = sa.NullPool if sqlite else None
+        self._engine = sa.create_engine(self._url, connect_args=self._connect_args, poolclass=pool)
         self._optuna: optuna.storages.RDBStorage | None = None
         if sqlite:
             sa.event.listen(self._engine, "connect", _configure_sqlite)
         try:
             self._prepare(create)
         except (DatabaseError, sqlite3.DatabaseError) as error:
-            self.close()
             cause = error.orig if isinstance(error, DatabaseError) else error
             raise ValueError(f"{self._name}: cannot be opened: {str(cause).splitlines()[0]}") from None
-        except ValueError:
-            self.close()
-            raise
 
     def _prepare(self, create: bool) -> None:
         known = sa.inspect(self._engine).has_table(_schema.name)
@@ -153,6 +149,12 @@ class Store:
         except KeyError:
             return ()
         return tuple(sorted(storage.get_all_trials(study_id, deepcopy=False), key=lambda trial: trial.number))
+
+    def trials(self, study: str) -> tuple[AskedTrial, ...]:
+        """The trials of a study that were asked for, by number; those that only wait in the queue are left out."""
+        waiting, running = optuna.trial.TrialState.WAITING, optuna.trial.TrialState.RUNNING
+        asked = [trial for trial in self.optuna_trials(study) if trial.state != waiting]
+        return tuple(AskedTrial(trial.number, dict(trial.params), trial.state == running) for trial in asked)
 
     def create_study(
         self, name: str, spec: str, space_hash: str, provenance: Mapping[str, Any], time_scale: float | None = None
@@ -315,6 +317,6 @@ def _database_url(url_or_path: str | Path) -> sa.URL:
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
-    """WAL lets a report read while a study writes; the mode stays with the file, so Optuna's connections have it too."""
+    """WAL lets a report read while a study writes; the mode stays with the file, for Optuna's connections too."""
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA foreign_keys = ON")

@@ -32,6 +32,15 @@ class StudyInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class AskedTrial:
+    """A trial that Optuna's tables know: asked for, and running or told."""
+
+    number: int
+    params: Mapping[str, Any]
+    running: bool
+
+
+@dataclass(frozen=True, slots=True)
 class StoredMeasurement:
     """trial: None for a measurement made before there was a trial. quality_key: see Store.save_measurement."""
 

@@ -21,14 +21,15 @@ LONGER_THAN_A_CHUNK = 18
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """name: fixed, for tables. detail: what was seen, with its figures. advice: what would remove the doubt."""
+    """name: fixed, for tables. detail: what was seen, with its figures. advice: what is wrong and what would help, in
+    the same words for every measurement, so that the text of a doubt groups the trials that it is about."""
 
     name: str
     detail: str
     advice: str
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.detail}; {self.advice}"
+        return f"{self.name}: {self.advice}"
 
 
 def doubts(
@@ -37,7 +38,7 @@ def doubts(
     """All doubts about one replay. stopped: why the replay ended before its last arrival, or None."""
     found = [*_client_lag(metrics, slos), *_collapsed_chunks(records), *_few_requests(metrics), *_failures(metrics)]
     if stopped is not None:
-        found.append(Doubt("stopped_early", stopped, "its rates are those of an unfinished replay"))
+        found.append(Doubt("stopped_early", stopped, "the rates are those of an unfinished replay"))
     return tuple(found)
 
 
@@ -55,7 +56,7 @@ def _client_lag(metrics: TrafficMetrics, slos: Mapping[str, SLO]) -> Iterator[Do
     lag = metrics.send_lag.get(99, 0.0)
     if lag > allowed:
         detail = f"requests left {lag * 1e3:.1f} ms late at p99, {allowed * 1e3:.1f} ms are allowed"
-        yield Doubt("client_lagged", detail, "the load generator was starved: free a core for it or lower the rate")
+        yield Doubt("client_lagged", detail, "the load generator sent requests late: free a core for it")
 
 
 def _collapsed_chunks(records: Sequence[RequestRecord]) -> Iterator[Doubt]:
@@ -63,15 +64,16 @@ def _collapsed_chunks(records: Sequence[RequestRecord]) -> Iterator[Doubt]:
     collapsed = sum(r.token_times[0] == r.token_times[-1] for r in long)
     if collapsed:
         detail = f"{collapsed} of {len(long)} long answers arrived in one piece"
-        yield Doubt("chunks_collapsed", detail, "something buffers on the way: TTFT, TPOT and ITL are not the engine's")
+        yield Doubt("chunks_collapsed", detail, "long answers arrive in one piece, so TTFT, TPOT and ITL mean nothing")
 
 
 def _few_requests(metrics: TrafficMetrics) -> Iterator[Doubt]:
     for name, found in metrics.classes.items():
         needed = requests_needed(found.target)
         if found.offered < needed:
-            detail = f"class {name} has {found.offered} requests, {needed} can prove an attainment of {found.target:g}"
-            yield Doubt("too_few_requests", detail, "use a longer window or a lower attainment")
+            detail = f"class {name} has {found.offered} requests"
+            advice = f"class {name} needs {needed} requests to prove {found.target:g}: use a longer window"
+            yield Doubt("too_few_requests", detail, advice)
 
 
 def _failures(metrics: TrafficMetrics) -> Iterator[Doubt]:
@@ -79,4 +81,4 @@ def _failures(metrics: TrafficMetrics) -> Iterator[Doubt]:
         if found.errors:
             counts = ", ".join(f"{reason} {count}" for reason, count in sorted(found.errors.items()))
             detail = f"class {name}: {sum(found.errors.values())} of {found.offered} requests failed ({counts})"
-            yield Doubt("requests_failed", detail, "they count as bad; the percentiles are over the others")
+            yield Doubt("requests_failed", detail, f"class {name} has failed requests, which no percentile includes")

@@ -24,6 +24,7 @@ from engine.server import Server
 from engine.tokenizer import Tokenizer
 
 BAD_CONFIG = 2
+MAX_PORT = 65_535
 DEATH_NOTICE_S = 1.0
 """After the step loop's death the API answers this long, so that clients and probes see the reason."""
 CONNECTION_GRACE_S = 0.3
@@ -55,10 +56,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _bind(host: str, port: int, allow_remote: bool) -> socket.socket:
     """A bound socket that does not listen yet: nobody is kept waiting while the model loads."""
+    if not 0 <= port <= MAX_PORT:  # getaddrinfo would take it modulo 65536
+        raise ValueError(f"--port {port}: expected a number from 0 to {MAX_PORT}")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (socket.gaierror, OverflowError) as error:
-        raise ValueError(f"--host {host} --port {port}: {error}") from None
+    except socket.gaierror as error:
+        raise ValueError(f"--host {host}: {error.strerror}") from None
     if not allow_remote and not ipaddress.ip_address(address[0]).is_loopback:
         raise ValueError(f"--host {host}: others could reach it without a login; --allow-remote permits that")
     sock = socket.socket(family, socket.SOCK_STREAM)

@@ -1,7 +1,7 @@
 """A step loop without a model: the next token is the previous one plus one. For the API process's own behaviour.
 
 Run as a program it takes the place of `python -m engine.core`. Prompts that begin with CRASH, OUT_OF_MEMORY or
-REFUSE make it do that; STALL makes it hold the request without giving tokens.
+REFUSE make it do that; STALL makes it give one token and then hold the request.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ class _Request:
     params: SamplingParams
     output: list[int] = field(default_factory=list)
 
+    @property
+    def wants_a_step(self) -> bool:
+        return self.prompt[0] != STALL or not self.output
+
 
 class FakeEngine:
     """The interface of LLMEngine."""
@@ -58,11 +62,11 @@ class FakeEngine:
         self._requests.pop(request_id, None)
 
     def has_work(self) -> bool:
-        return any(request.prompt[0] != STALL for request in self._requests.values())
+        return any(request.wants_a_step for request in self._requests.values())
 
     def step(self) -> list[SequenceOutput]:
         self._steps += 1
-        outputs = [self._next(id, request) for id, request in self._requests.items() if request.prompt[0] != STALL]
+        outputs = [self._next(id, request) for id, request in self._requests.items() if request.wants_a_step]
         for output in outputs:
             if output.finish_reason:
                 del self._requests[output.request_id]

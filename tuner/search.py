@@ -20,9 +20,11 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.samplers import RandomSampler, TPESampler
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.space import ChoiceParameter, IntParameter, Parameter, SearchSpace
+from tuner.results import DIRECTIONS
 
 RE_ASKS = 20
 """How often a proposal that was tried before is thrown away; then it is measured again, as a replicate."""
@@ -44,6 +46,11 @@ class Proposal:
 def open_sampler() -> optuna.samplers.BaseSampler:
     """The sampler of the stored study, which only ever plays enqueued parameters: see `ask`."""
     return RandomSampler(seed=0)
+
+
+def directions() -> list[StudyDirection]:
+    """Optuna's words for the objectives."""
+    return [StudyDirection[direction.upper()] for direction in DIRECTIONS]
 
 
 def ask(study: optuna.Study, space: SearchSpace, seed: int, startup_trials: int) -> Proposal:
@@ -97,7 +104,7 @@ def _propose(
     """Knob values that were not tried, or after RE_ASKS repeats one that was."""
     finished = [trial for trial in trials if trial.state in SEARCHED]
     shadow = optuna.create_study(
-        directions=["maximize", "maximize", "minimize"],
+        directions=directions(),
         sampler=_tpe(seed * SEED_STRIDE + len(trials), startup_trials),
     )
     shadow.add_trials(finished)

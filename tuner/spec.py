@@ -21,8 +21,14 @@ class EngineSpec(_Section):
 
     name: Literal["bundled"] = "bundled"
     settings: dict[str, Any] = Field(default_factory=dict)
-    baseline: dict[str, Any] = Field(default_factory=dict, description="Knob values of trial 0; others: engine defaults.")
+    baseline: dict[str, Any] = Field(
+        default_factory=dict, description="Knob values of trial 0; others: engine defaults."
+    )
     launch_timeout: float = Field(120.0, gt=0, description="Seconds until a started engine must be healthy.")
+    hang_timeout: float = Field(30.0, gt=0, description="Seconds without progress, with work to do: a hang.")
+    launcher: tuple[str, ...] = Field(
+        (), description="Command that is given --config and --port, such as `taskset -c 0 python -m engine`."
+    )
 
 
 class TrafficSpec(_Section):

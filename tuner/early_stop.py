@@ -1,0 +1,52 @@
+"""Ends a replay whose SLOs are out of reach, so that the budget goes to configurations that may meet them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from tuner.scoring.slo import SLO, is_good
+from tuner.traffic.client import expected_tokens
+from tuner.traffic.replay import Progress, Stop
+from tuner.traffic.trace import Request
+
+SLO_UNREACHABLE = "slo_unreachable"
+MARGIN = 0.3
+"""How far below its target the best attainable attainment of a class must lie. A replay that would miss narrowly runs
+to its end: there the size of the miss tells the sampler something, while a stopped one only counts as far away."""
+
+
+def slo_unreachable(requests: Sequence[Request], slos: Mapping[str, SLO], time_scale: float) -> Stop:
+    """A predicate for replay(): the reason SLO_UNREACHABLE once, even if every open request turned out good, some
+    class would stay MARGIN below its attainment."""
+    offered: dict[str, int] = {}
+    for request in requests:
+        offered[request.slo_class] = offered.get(request.slo_class, 0) + 1
+    allowed = {name: (1 - slos[name].attainment + MARGIN) * count for name, count in offered.items()}
+    deadlines = {r.id: r.arrival / time_scale + good_until(r, slos[r.slo_class]) for r in requests}
+    classes = {request.id: request.slo_class for request in requests}
+    bad = dict.fromkeys(offered, 0)
+    judged = 0
+
+    def stop(progress: Progress) -> str | None:
+        nonlocal judged
+        for record in progress.records[judged:]:
+            deadlines.pop(record.request_id)
+            bad[record.slo_class] += not is_good(record, slos[record.slo_class])
+        judged = len(progress.records)
+        late = dict.fromkeys(offered, 0)
+        for request_id, deadline in deadlines.items():
+            late[classes[request_id]] += progress.elapsed > deadline
+        return SLO_UNREACHABLE if any(bad[name] + late[name] > allowed[name] for name in offered) else None
+
+    return stop
+
+
+def good_until(request: Request, slo: SLO) -> float:
+    """Seconds after its arrival at which a request without an end can no longer be good; infinite if unknowable."""
+    bounds = [slo.e2e if slo.e2e is not None else math.inf]
+    per_token = min(bound for bound in (slo.tpot, slo.itl, math.inf) if bound is not None)
+    tokens = expected_tokens(request)
+    if slo.ttft is not None and tokens is not None and per_token < math.inf:
+        bounds.append(slo.ttft + per_token * (tokens - 1))
+    return min(bounds)

@@ -1,0 +1,65 @@
+"""Outcome: what one trial is to the sampler, judged from its raw measurement or from its failure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tuner.plan import Plan
+from tuner.results import score
+from tuner.scoring.metrics import traffic_metrics
+from tuner.scoring.quality import ProbeRecord
+from tuner.scoring.slo import BADNESS_CAP
+from tuner.serving.measurement import Measurement
+
+WORST = BADNESS_CAP
+"""Every constraint of a trial that was not measured: as far from feasible as an SLO can be missed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """state: measured; failed, by the configuration's own fault, which the sampler learns; broken, by no fault of the
+    configuration, which it does not. objectives: in the order of results.OBJECTIVES. constraints: <= 0 is feasible.
+    reason: typed reason of a failure or an early stop. seconds: time spent on a failure."""
+
+    state: Literal["measured", "failed", "broken"]
+    objectives: tuple[float, float, float] | None = None
+    constraints: Mapping[str, float] = field(default_factory=dict)
+    reason: str | None = None
+    detail: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def feasible(self) -> bool:
+        return self.state == "measured" and all(value <= 0 for value in self.constraints.values())
+
+    def ordered(self, plan: Plan) -> dict[str, float]:
+        """The constraints to tell: the same names in the same order for every trial, WORST where nothing was measured.
+
+        Samplers that match constraints by position would otherwise mix them up.
+        """
+        assert self.state != "measured" or set(self.constraints) == set(plan.constraint_names), self.constraints.keys()
+        return {name: self.constraints.get(name, WORST) for name in plan.constraint_names}
+
+
+def judge(plan: Plan, measurement: Measurement, reference: Sequence[ProbeRecord]) -> Outcome:
+    """The outcome of a measured trial."""
+    scored = score(measurement, reference, plan.spec)
+    return Outcome("measured", scored.objectives, scored.constraints, measurement.stopped)
+
+
+def failed(reason: str, detail: str, seconds: float = 0.0) -> Outcome:
+    """The configuration cannot run, or brings the engine down."""
+    return Outcome("failed", reason=reason, detail=detail, seconds=seconds)
+
+
+def broken(reason: str, detail: str, seconds: float = 0.0) -> Outcome:
+    """Something else went wrong."""
+    return Outcome("broken", reason=reason, detail=detail, seconds=seconds)
+
+
+def misses_an_slo(plan: Plan, measurement: Measurement) -> bool:
+    """Whether some class falls short of its attainment."""
+    metrics = traffic_metrics(measurement.records, plan.slos, measurement.duration)
+    return any(found.violation > 0 for found in metrics.classes.values())

@@ -1,0 +1,156 @@
+"""Plan: a study file with everything that it names read and checked, before any engine is started."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from search_spaces.space import SearchSpace, load_space
+from tuner.environment import file_hash, model_hash
+from tuner.errors import ConfigRejected
+from tuner.results import slo_of
+from tuner.scoring.quality import Probe, load_probes
+from tuner.scoring.slo import SLO
+from tuner.serving import adapters
+from tuner.serving.config import ServingConfig
+from tuner.serving.testbed import Load
+from tuner.spec import StudySpec
+from tuner.traffic.trace import Trace
+from tuner.traffic.trace_file import load_trace
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a study will do. windows: "tune" and, if the study file names one, "holdout". baseline: knobs of trial 0,
+    without inert ones. hashes: of the files that the study's results depend on."""
+
+    spec: StudySpec
+    space: SearchSpace
+    windows: Mapping[str, Trace]
+    probes: tuple[Probe, ...]
+    baseline: Mapping[str, Any]
+    hashes: Mapping[str, str]
+    trace_provenance: Mapping[str, Any]
+
+    def config(self, knobs: Mapping[str, Any]) -> ServingConfig:
+        """The configuration of a trial."""
+        return _config(self.spec, knobs)
+
+    @property
+    def slos(self) -> dict[str, SLO]:
+        """SLO class -> bounds and attainment."""
+        return {name: slo_of(bounds) for name, bounds in self.spec.slos.items()}
+
+    @property
+    def reference(self) -> ServingConfig:
+        """The configuration whose answers all others are held against."""
+        return self.config({**self.baseline, **adapters.REFERENCE_KNOBS})
+
+    @property
+    def reference_key(self) -> str:
+        """Content hash of everything that the reference answers depend on."""
+        parts = [self.hashes["model"], self.hashes["quality.probes"], adapters.quality_key(self.reference)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    @property
+    def constraint_names(self) -> tuple[str, ...]:
+        """All constraints, in the order in which every trial sets them."""
+        slices = sorted({probe.slice for probe in self.probes})
+        return (*(f"quality:{name}" for name in slices), *(f"slo:{name}" for name in sorted(self.spec.slos)))
+
+    def load(self, window: str, time_scale: float) -> Load:
+        """The traffic of a window, so many times faster than recorded."""
+        trace = self.windows[window]
+        return Load(trace.requests, trace.span, window, time_scale, self.spec.traffic.drain_timeout)
+
+
+def make_plan(spec: StudySpec) -> Plan:
+    """Read and check all that the study file names. Raises ValueError: one line naming the key or the file."""
+    for key, directory in (("model", spec.model), ("draft_model", spec.draft_model)):
+        if directory is not None and not (directory / "config.json").is_file():
+            raise ValueError(f"{key}: {directory}: expected a checkpoint directory with config.json")
+    space = _space(spec)
+    trace = load_trace(spec.traffic.trace, seed=spec.seed, vocab_size=_vocab_size(spec.model))
+    windows = _windows(spec, trace)
+    _check_classes(spec, windows)
+    baseline = _baseline(spec, space)
+    return Plan(
+        spec=spec,
+        space=space,
+        windows=windows,
+        probes=load_probes(spec.quality.probes),
+        baseline=baseline,
+        hashes=_hashes(spec),
+        trace_provenance=trace.provenance,
+    )
+
+
+def _vocab_size(model: Path) -> int:
+    """Tokens that a trace of mere lengths may draw its prompts from."""
+    try:
+        size = json.loads((model / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        size = None
+    if not isinstance(size, int):
+        raise ValueError(f"model: {model / 'config.json'}: expected JSON with a vocab_size")
+    return size
+
+
+def _config(spec: StudySpec, knobs: Mapping[str, Any]) -> ServingConfig:
+    models = {"model": str(spec.model)} | ({} if spec.draft_model is None else {"draft_model": str(spec.draft_model)})
+    return ServingConfig(spec.engine.name, {**spec.engine.settings, **models}, dict(knobs))
+
+
+def _space(spec: StudySpec) -> SearchSpace:
+    """The search space; without a draft model there is no depth of speculation to search."""
+    space = load_space(spec.search_space)
+    for name in space.parameters:
+        if name in spec.engine.settings:
+            raise ValueError(f"engine.settings.{name}: fixed here and varied by the search space; expected one of both")
+    return space if spec.draft_model is not None else space.without("num_speculative_tokens")
+
+
+def _baseline(spec: StudySpec, space: SearchSpace) -> dict[str, Any]:
+    values = {**adapters.default_values(tuple(space.parameters)), **spec.engine.baseline}
+    try:
+        knobs = space.active(values)
+    except ValueError as error:
+        raise ValueError(f"engine.baseline: {error}") from None
+    try:
+        adapters.engine_config(_config(spec, knobs))
+    except ConfigRejected as error:
+        raise ValueError(f"engine.settings or engine.baseline: {error}") from None
+    return knobs
+
+
+def _windows(spec: StudySpec, trace: Trace) -> dict[str, Trace]:
+    traffic = spec.traffic
+    windows: dict[str, Trace] = {"tune": trace}
+    for name, window in (("tune", traffic.tune_window), ("holdout", traffic.holdout_window)):
+        if window is None:
+            continue
+        try:
+            windows[name] = trace.window(*window)
+        except ValueError as error:
+            raise ValueError(f"traffic.{name}_window: {error}") from None
+    return windows
+
+
+def _check_classes(spec: StudySpec, windows: Mapping[str, Trace]) -> None:
+    known = ", ".join(spec.slos)
+    for name, trace in windows.items():
+        for slo_class in trace.slo_classes:
+            if slo_class not in spec.slos:
+                raise ValueError(f"slos: the {name} window has class {slo_class!r}, slos only {known}")
+    if spec.tail.slo_class not in windows["tune"].slo_classes:
+        raise ValueError(f"tail.slo_class: no request of class {spec.tail.slo_class!r} in the tune window")
+
+
+def _hashes(spec: StudySpec) -> dict[str, str]:
+    files: dict[str, Path] = {"traffic.trace": spec.traffic.trace, "quality.probes": spec.quality.probes}
+    hashes = {key: file_hash(path) for key, path in files.items()} | {"model": model_hash(spec.model)}
+    return hashes | ({} if spec.draft_model is None else {"draft_model": model_hash(spec.draft_model)})

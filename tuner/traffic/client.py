@@ -87,9 +87,7 @@ async def send(
     return exchange.record()
 
 
-async def complete(
-    session: aiohttp.ClientSession, base_url: str, model: str, prompt: Prompt, max_tokens: int
-) -> str:
+async def complete(session: aiohttp.ClientSession, base_url: str, model: str, prompt: Prompt, max_tokens: int) -> str:
     """Greedy text after `prompt`, not streamed. Raises aiohttp.ClientError, also for an answer that is none."""
     body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0.0}
     async with session.post(base_url.rstrip("/") + PATHS["completions"], data=msgspec.json.encode(body)) as response:

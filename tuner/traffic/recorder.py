@@ -69,7 +69,11 @@ async def record(
         timeout = aiohttp.ClientTimeout()
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session:
             recorder = _Recorder(upstream, session, file)
-            await _serve(recorder, host, port, on_ready, stop)
+            try:
+                await _serve(recorder, host, port, on_ready, stop)
+            except ValueError:
+                out.unlink()
+                raise
         os.fsync(file.fileno())
     return Recording(recorder.written, dict(recorder.skipped))
 

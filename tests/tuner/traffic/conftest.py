@@ -103,7 +103,9 @@ class FakeServer:
             response.enable_compression(web.ContentCoding.gzip)
         return response
 
-    async def stream(self, request: web.Request, body: dict[str, Any], script: Script, chat: bool) -> web.StreamResponse:
+    async def stream(
+        self, request: web.Request, body: dict[str, Any], script: Script, chat: bool
+    ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         if script.raw is not None:
@@ -123,7 +125,9 @@ class FakeServer:
 
     def events(self, body: dict[str, Any], script: Script, chat: bool) -> list[bytes]:
         count = script.tokens or body["max_tokens"]
-        pieces = [list(range(i, min(i + script.tokens_per_chunk, count))) for i in range(0, count, script.tokens_per_chunk)]
+        pieces = [
+            list(range(i, min(i + script.tokens_per_chunk, count))) for i in range(0, count, script.tokens_per_chunk)
+        ]
         events: list[Any] = []
         for piece in pieces:
             words = "".join(f"w{i} " for i in piece)

@@ -45,7 +45,11 @@ BODIES = [
     ("no recorded length", {}, {"max_tokens": 6, "ignore_eos": None}),
     ("token ids as prompt", {"prompt": (17, 18)}, {"prompt": [17, 18], "messages": None}),
     ("greedy by default", {}, {"temperature": 0.0, "top_k": None, "seed": None}),
-    ("sampling", {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "seed": 3}, {"temperature": 0.7, "top_k": 5, "seed": 3}),
+    (
+        "sampling",
+        {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "seed": 3},
+        {"temperature": 0.7, "top_k": 5, "seed": 3},
+    ),
     ("usage is asked for", {}, {"stream": True, "stream_options": {"include_usage": True}, "return_token_ids": None}),
     ("token ids are asked for", {"token_ids": True}, {"return_token_ids": True}),
     (

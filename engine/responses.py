@@ -11,6 +11,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine.sequence import FinishReason
+from engine.tokenizer import REPLACEMENT
 
 DONE = b"data: [DONE]\n\n"
 
@@ -58,7 +59,7 @@ class _CompletionChoice(msgspec.Struct):
 class _TokenLogprob(msgspec.Struct):
     token: str
     logprob: float
-    bytes: list[int]
+    bytes: list[int] | None
     top_logprobs: tuple[()] = ()
 
 
@@ -160,13 +161,18 @@ class ChatFormat:
         if not self._options.logprobs:
             return None
         pairs = zip(piece.token_texts, piece.logprobs, strict=True)
-        return _ChatLogprobs([_TokenLogprob(text, value, list(text.encode())) for text, value in pairs])
+        return _ChatLogprobs([_TokenLogprob(text, value, _utf8(text)) for text, value in pairs])
 
 
 def _head(options: ResponseOptions, kind: str) -> bytes:
     """An object of the constant fields, left open."""
     fields = {"id": options.request_id, "object": kind, "created": int(time.time()), "model": options.model}
     return _encode(fields)[:-1]
+
+
+def _utf8(text: str) -> list[int] | None:
+    """The bytes of a token, unless it is a part of a character, whose bytes its text does not tell."""
+    return None if REPLACEMENT in text else list(text.encode())
 
 
 def _usage_end(usage: Usage) -> bytes:

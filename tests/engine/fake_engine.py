@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from engine.core import main
 from engine.sequence import EngineStats, SamplingParams, SequenceOutput
 
 CRASH, OUT_OF_MEMORY, REFUSE, STALL = 296, 297, 298, 299
+NEVER_LOADS_SEED = 13
 MAX_MODEL_LEN = 256
 VOCAB_SIZE = 300
 
@@ -47,6 +49,8 @@ class FakeEngine:
     def __init__(self, config: EngineConfig) -> None:
         if config.device == "cuda":
             raise ValueError("device: cuda was asked for and there is none")
+        while config.seed == NEVER_LOADS_SEED:
+            time.sleep(1)
         self.config = config
         self.max_model_len = config.max_model_len or MAX_MODEL_LEN
         self._requests: dict[str, _Request] = {}

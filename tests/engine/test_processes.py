@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
-from fake_engine import CRASH, OUT_OF_MEMORY, REFUSE, STALL, write_checkpoint
+from fake_engine import CRASH, NEVER_LOADS_SEED, OUT_OF_MEMORY, REFUSE, STALL, write_checkpoint
 from serving import Engine, command, running
 
 HELD = [STALL, 10]
@@ -152,6 +152,39 @@ async def test_a_signal_ends_both_processes_cleanly(
     assert "Traceback" not in engine.stderr.read_text()
 
 
+async def test_the_end_of_sequence_token_is_counted_but_no_text(
+    engine: Engine, http: aiohttp.ClientSession, checkpoint: Path
+) -> None:
+    """The fake engine counts up: 120, 121, 122; the checkpoint is changed to end at 122, which is a visible token."""
+    body = {"prompt": [119], "max_tokens": 9, "return_token_ids": True}
+    (checkpoint / "generation_config.json").write_text('{"eos_token_id": [122, 1]}')
+    try:
+        with running({"model": str(checkpoint)}, fake=True) as other:
+            _, ended = await post(http, f"{other.url}/v1/completions", body)
+            _, ignoring = await post(http, f"{other.url}/v1/completions", {**body, "ignore_eos": True})
+    finally:
+        (checkpoint / "generation_config.json").unlink()
+    _, without = await post(http, "/v1/completions", {**body, "max_tokens": 2})
+    assert (ended["choices"][0]["token_ids"], ended["choices"][0]["finish_reason"]) == ([120, 121, 122], "stop")
+    assert ended["choices"][0]["text"] == without["choices"][0]["text"]
+    assert ended["usage"]["completion_tokens"] == 3
+    assert ignoring["choices"][0]["token_ids"] == list(range(120, 129))
+
+
+def test_a_signal_while_loading_ends_both_processes(checkpoint: Path, tmp_path: Path) -> None:
+    config = tmp_path / "engine.yaml"
+    config.write_text(f"model: {checkpoint}\nseed: {NEVER_LOADS_SEED}\n")
+    with subprocess.Popen(command(config, fake=True), stdout=subprocess.PIPE, text=True) as process:
+        engine = Engine("", process, tmp_path)
+        while not engine.children():
+            time.sleep(0.01)
+        (child,) = engine.children()
+        process.terminate()
+        assert process.communicate(timeout=60)[0] == ""
+    assert process.returncode == 0
+    assert gone(child)
+
+
 async def test_a_killed_server_leaves_no_step_loop(engine: Engine) -> None:
     (child,) = engine.children()
     engine.process.kill()
@@ -168,7 +201,8 @@ def test_a_step_loop_that_is_stopped_ends_with_its_killed_server(engine: Engine)
 
 def run_refused(config: Path, *options: str, fake: bool = True) -> str:
     """The one line on stderr of a start that ends with status 2."""
-    ended = subprocess.run(command(config, *options, fake=fake), capture_output=True, text=True, timeout=60, check=False)
+    start = command(config, *options, fake=fake)
+    ended = subprocess.run(start, capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stdout) == (2, "")
     (line,) = ended.stderr.splitlines()
     return line

@@ -140,26 +140,6 @@ async def test_text_before_a_stop_string_is_delivered_and_the_rest_is_not(client
     assert (await streamed(stream))[0] == text[: text.index(stop)]
 
 
-async def test_the_end_of_sequence_token_is_counted_but_no_text(tiny_llama: Path, tmp_path: Path) -> None:
-    """A checkpoint whose end token is one that greedy decoding is known to give."""
-    for file in tiny_llama.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    with running({"model": str(tmp_path)}) as engine:
-        async with engine.client() as client:
-            ids = (await complete(client)).choices[0].token_ids
-    at = next(n for n in range(2, 24) if ids[n] not in ids[:n])
-    (tmp_path / "generation_config.json").unlink(missing_ok=True)
-    (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": [{ids[at]}]}}')
-    with running({"model": str(tmp_path)}) as engine:
-        async with engine.client() as client:
-            answer = await complete(client, extra_body={"ignore_eos": False})
-            ignoring = await complete(client)
-    assert (answer.choices[0].token_ids, answer.choices[0].finish_reason) == (ids[: at + 1], "stop")
-    assert answer.choices[0].text == Tokenizer(tmp_path).decode(ids[:at])
-    assert answer.usage.completion_tokens == at + 1
-    assert ignoring.choices[0].token_ids == ids
-
-
 async def test_a_seed_reproduces_a_sample(client: AsyncOpenAI) -> None:
     first, again, other = [
         (await complete(client, temperature=1.0, seed=seed)).choices[0].token_ids for seed in (7, 7, 8)
@@ -228,6 +208,15 @@ async def test_fields_that_ask_for_nothing_are_accepted(client: AsyncOpenAI) -> 
     neutral = {"user": "a", "tools": [], "response_format": {"type": "text"}, "store": True, "top_p": None, "top_k": -1}
     answer = await complete(client, frequency_penalty=0, presence_penalty=0.0, best_of=1, extra_body=neutral)
     assert answer.choices[0].token_ids == (await complete(client)).choices[0].token_ids
+
+
+async def test_extreme_sampling_fields_are_served(client: AsyncOpenAI, http: aiohttp.ClientSession) -> None:
+    extremes = [{"temperature": 1e-300}, {"temperature": 1e300}, {"top_p": 1e-12}, {"extra_body": {"top_k": 2**40}}]
+    for extreme in [*extremes, {"seed": 2**63 - 1}, {"seed": 0}]:
+        answer = await complete(client, **{"temperature": 1.0, **extreme})
+        assert answer.usage.completion_tokens == 24
+    async with http.get("/health") as response:
+        assert response.status == 200
 
 
 async def test_another_model_is_not_found(client: AsyncOpenAI) -> None:

@@ -13,7 +13,7 @@ from tuner.results import StudyResults, TrialResult
 from tuner.scoring.metrics import Interval
 
 RULE = (
-    "Among the configurations that meet every SLO and quality floor (and held them when measured again, where any did): "
+    "Among the configurations that meet every SLO and quality floor (and held them when measured again, if any did): "
     "the largest lower 95 % bound of goodput. Those whose goodput intervals reach that bound are tied; the tie goes "
     "to the larger smallest SLO margin (in steps of 0.05), then to higher quality (in steps of 0.005), then to fewer "
     "changes from the baseline. A feasible baseline is kept unless the goodput interval lies above the baseline's."

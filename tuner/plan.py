@@ -38,7 +38,7 @@ class Plan:
 
     def config(self, knobs: Mapping[str, Any]) -> ServingConfig:
         """The configuration of a trial."""
-        return _config(self.spec, knobs)
+        return config_of(self.spec, knobs)
 
     @property
     def slos(self) -> dict[str, SLO]:
@@ -100,7 +100,8 @@ def _vocab_size(model: Path) -> int:
     return size
 
 
-def _config(spec: StudySpec, knobs: Mapping[str, Any]) -> ServingConfig:
+def config_of(spec: StudySpec, knobs: Mapping[str, Any]) -> ServingConfig:
+    """The configuration of a trial with these knobs."""
     models = {"model": str(spec.model)} | ({} if spec.draft_model is None else {"draft_model": str(spec.draft_model)})
     return ServingConfig(spec.engine.name, {**spec.engine.settings, **models}, dict(knobs))
 
@@ -121,7 +122,7 @@ def _baseline(spec: StudySpec, space: SearchSpace) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"engine.baseline: {error}") from None
     try:
-        adapters.engine_config(_config(spec, knobs))
+        adapters.engine_config(config_of(spec, knobs))
     except ConfigRejected as error:
         raise ValueError(f"engine.settings or engine.baseline: {error}") from None
     return knobs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -41,13 +42,20 @@ def held_lease(store: Store, name: str) -> Iterator[Callable[[], None]]:
     """
     owner = f"{socket.gethostname()}:{os.getpid()}"
     held = store.lease(name)
-    if held is not None and held.owner != owner and _is_gone(held.owner):
+    if held is not None and _is_gone(held.owner):
         store.release_lease(name, held.owner)
     store.acquire_lease(name, owner, LEASE_SECONDS)
     try:
         yield lambda: store.renew_lease(name, owner, LEASE_SECONDS)
     finally:
         store.release_lease(name, owner)
+
+
+def runner_alive(store: Store, name: str) -> str | None:
+    """Who runs the study now; None when nobody does."""
+    held = store.lease(name)
+    alive = held is not None and held.expires > time.time() and not _is_gone(held.owner)
+    return held.owner if held is not None and alive else None
 
 
 def _is_gone(owner: str) -> bool:

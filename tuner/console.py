@@ -1,0 +1,157 @@
+"""What the terminal shows: one live line during a study (plain lines where there is no terminal), tables at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from tuner.outcome import Outcome
+from tuner.recommend import Gain, Recommendation
+from tuner.scoring.metrics import ClassMetrics, TrafficMetrics
+from tuner.scoring.slo import SLO
+from tuner.spec import StudySpec
+
+SHOWN_METRICS = ("ttft", "tpot")
+
+
+class StudyConsole:
+    """Shows a study as it runs, on standard error. Its methods are those of study.Reporter; phase is the testbed's."""
+
+    def __init__(self, spec: StudySpec, console: Console | None = None) -> None:
+        self._spec = spec
+        self._console = console or Console(stderr=True, highlight=False)
+        # Redrawn when something happens: a thread that redraws would cost the replay its punctuality.
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._doing = ""
+        self._baseline: float | None = None
+        self._best: tuple[float, int] | None = None
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def begin(self, what: str) -> None:
+        number = what.removeprefix("trial ")
+        self._doing = f"trial {number} of {self._spec.budget.trials}" if what.startswith("trial ") else what
+        if self._console.is_terminal:
+            self.phase("start", 0.0)
+        elif not what.startswith("trial "):
+            self._console.print(self._doing)
+
+    def phase(self, phase: str, share: float) -> None:
+        """The testbed is in this phase and has done this share of it."""
+        if self._live.is_started:
+            done = f" {share:.0%}" if share else ""
+            self._live.update(Text(f"{self._doing} · {phase}{done} · {self._standing()}"), refresh=True)
+
+    def note(self, text: str) -> None:
+        self._console.print(text)
+
+    def trial_ended(self, number: int, outcome: Outcome) -> None:
+        name = "baseline" if number == 0 else f"trial {number}/{self._spec.budget.trials}"
+        if outcome.objectives is None:
+            self._console.print(f"{name:<12} {outcome.state:<10} {outcome.reason}: {outcome.detail}")
+            return
+        goodput, quality, tail = outcome.objectives
+        if number == 0:
+            self._baseline = goodput
+        if outcome.feasible and (self._best is None or goodput > self._best[0]):
+            self._best = (goodput, number)
+        state = "feasible" if outcome.feasible else "infeasible"
+        figures = f"goodput {goodput:.2f}/s  quality {quality:.4f}  {self._tail_name} {tail:.3f} s"
+        stopped = "  stopped early" if outcome.reason else ""
+        self._console.print(f"{name:<12} {state:<10} {figures}{stopped}  [{self._standing()}]", markup=False)
+
+    @property
+    def _tail_name(self) -> str:
+        tail = self._spec.tail
+        return f"{tail.slo_class} p{tail.percentile:g} {tail.metric}"
+
+    def _standing(self) -> str:
+        baseline = "" if self._baseline is None else f", baseline {self._baseline:.2f}/s"
+        if self._best is None:
+            return f"none feasible yet{baseline}"
+        return f"best {self._best[0]:.2f}/s (trial {self._best[1]}){baseline}"
+
+
+def print_recommendation(found: Recommendation, files: Iterable[Path] = ()) -> None:
+    """Verdict, baseline against recommended, reasons, files written; on standard output."""
+    console = Console(highlight=False)
+    console.print(Text(found.verdict, style="bold"))
+    if found.gains:
+        console.print(_gain_table(found.gains, "recommended" if found.trial is not None else "closest"))
+    for reason in found.reasons:
+        console.print(Text(f"- {reason}"))
+    for path in files:
+        console.print(Text(f"wrote {path}"), soft_wrap=True)
+
+
+def print_replay(metrics: TrafficMetrics, slos: Mapping[str, SLO]) -> None:
+    """What `tune replay` found, class by class; on standard output."""
+    console = Console(highlight=False)
+    offered = sum(found.offered for found in metrics.classes.values())
+    good = sum(found.good for found in metrics.classes.values())
+    rate = f"{metrics.offered_rate:.2f}/s over {metrics.duration:.1f} s"
+    console.print(f"offered {offered} ({rate}), good {good} ({metrics.goodput.value:.2f}/s)", markup=False)
+    lag = metrics.send_lag.get(99)
+    console.print(f"send lag p99 {'-' if lag is None else f'{lag * 1e3:.1f} ms'}")
+    console.print(_replay_table(metrics.classes.values(), slos))
+
+
+def _gain_table(gains: Iterable[Gain], last: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for heading in ("baseline", last):
+        table.add_column(heading, justify="right")
+    for gain in gains:
+        if gain.name in ("goodput", "quality") or gain.name.endswith(SHOWN_METRICS):
+            unit = f" ({gain.unit})" if gain.unit else ""
+            table.add_row(f"{gain.name}{unit}", *_gain_cells(gain))
+    return table
+
+
+def _gain_cells(gain: Gain) -> tuple[str, str]:
+    digits = 2 if gain.name == "goodput" else 4
+
+    def cell(value: float | None, low_high: tuple[float, float] | None) -> str:
+        if value is None:
+            return "-"
+        interval = "" if low_high is None else f" [{low_high[0]:.{digits}f}, {low_high[1]:.{digits}f}]"
+        return f"{value:.{digits}f}{interval}"
+
+    before, after = gain.baseline_interval, gain.recommended_interval
+    return (
+        cell(gain.baseline, None if before is None else (before.low, before.high)),
+        cell(gain.recommended, None if after is None else (after.low, after.high)),
+    )
+
+
+def _replay_table(classes: Iterable[ClassMetrics], slos: Mapping[str, SLO]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("class", "offered", "finished", "good", "metric", "bound", "p50", "p90", "p95", "p99"):
+        table.add_column(heading, justify="left" if heading in ("class", "metric") else "right")
+    for found in classes:
+        first = [found.name, str(found.offered), str(found.finished), str(found.good)]
+        for metric, ranks in found.percentiles.items():
+            bound = slos[found.name].bounds.get(metric)
+            values = [f"{ranks[rank]:.4f}" for rank in (50, 90, 95, 99)]
+            table.add_row(*first, f"{metric} (s)", "-" if bound is None else f"{bound:g}", *values)
+            first = ["", "", "", ""]
+        if not found.percentiles:
+            table.add_row(*first)
+        for error, count in sorted(found.errors.items()):
+            table.add_row("", "", "", "", f"{error}: {count}")
+    return table

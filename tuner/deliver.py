@@ -1,0 +1,51 @@
+"""What a run hands over: report, recommended configuration, deploy files."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+
+from reports.page import write_report
+from tuner.plan import config_of
+from tuner.recommend import Recommendation
+from tuner.results import StudyResults
+from tuner.serving.adapters import engine_config
+from tuner.serving.export import TARGETS, Provenance, export
+
+FILES = ("report.html", "recommended.yaml", *(f"deploy/{target}.yaml" for target in TARGETS))
+
+
+def deliver(results: StudyResults, found: Recommendation, directory: Path) -> list[Path]:
+    """Write all files into the run's directory and return their paths; what an earlier call left is gone.
+
+    Without a recommendation only the report is written.
+    """
+    for name in FILES:
+        (directory / name).unlink(missing_ok=True)
+    report = directory / "report.html"
+    write_report(results, found, report)
+    if found.trial is None:
+        return [report]
+    recommended = directory / "recommended.yaml"
+    recommended.write_text(_recommended(results, found), encoding="utf-8")
+    deploy = [path for target in TARGETS for path in export_to(target, results, found, directory / "deploy")]
+    return [report, recommended, *deploy]
+
+
+def export_to(target: str, results: StudyResults, found: Recommendation, out: Path) -> list[Path]:
+    """Write the recommended configuration in the words of `target`. Raises ValueError for an unknown target."""
+    assert found.trial is not None
+    provenance = Provenance(results.spec.name, found.trial.number, datetime.now(UTC).date().isoformat())
+    config = config_of(results.spec, found.trial.knobs)
+    return export(target, config, out=out, model_name=results.spec.model.name, provenance=provenance)
+
+
+def _recommended(results: StudyResults, found: Recommendation) -> str:
+    """A configuration that `python -m engine --config` takes, headed by why it was chosen."""
+    assert found.trial is not None
+    words = [f"study {results.spec.name}, trial {found.trial.number}", found.verdict, *found.reasons]
+    head = "".join(f"# {line}\n" for text in words for line in text.splitlines())
+    values = engine_config(config_of(results.spec, found.trial.knobs)).model_dump()
+    return head + yaml.safe_dump(values, sort_keys=False)

@@ -1,0 +1,91 @@
+"""One replay outside a study: against a server that runs, or one engine started for it."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import aiohttp
+
+from engine.config import load_config
+from tuner.scoring.metrics import TrafficMetrics, traffic_metrics
+from tuner.scoring.slo import LATENCIES, SLO
+from tuner.serving.api import EngineApi
+from tuner.serving.config import ServingConfig
+from tuner.serving.testbed import EngineSettings, LiveTestbed, Load
+from tuner.traffic.replay import replay
+
+
+def replay_against_url(url: str, model: str | None, load: Load, slos: dict[str, SLO]) -> TrafficMetrics:
+    """Replay against an OpenAI-compatible server. model: its name there, default the first that it lists.
+
+    Raises ValueError when the server does not say what it serves.
+    """
+
+    async def run() -> TrafficMetrics:
+        name = model or await _first_model(url)
+        done = await replay(
+            load.requests, url, name, time_scale=load.time_scale, drain_timeout=load.drain_timeout, span=load.span
+        )
+        return traffic_metrics(done.records, slos, done.duration)
+
+    return asyncio.run(run())
+
+
+def replay_against_engine(path: Path, load: Load, slos: dict[str, SLO]) -> TrafficMetrics:
+    """Start the bundled engine with this configuration file, replay, stop it. Raises ServingError."""
+    config = ServingConfig("bundled", load_config(path).model_dump())
+    with (
+        tempfile.TemporaryDirectory(prefix="tune-replay-") as directory,
+        LiveTestbed(EngineSettings(Path(directory)), {}) as testbed,
+    ):
+        done = testbed.measure(config, load, purpose="trial", probes=None, stop=None)
+    return traffic_metrics(done.records, slos, done.duration)
+
+
+def parse_slos(given: Iterable[str], classes: Iterable[str]) -> dict[str, SLO]:
+    """ "chat.ttft=0.5" and the like, for the classes of a trace; a class without bounds asks for answers only.
+
+    Raises ValueError naming the option, the class or the metric that was expected.
+    """
+    names = sorted(classes)
+    bounds: dict[str, dict[str, float]] = {name: {} for name in names}
+    for option in given:
+        key, _, value = option.partition("=")
+        slo_class, _, metric = key.rpartition(".")
+        if slo_class not in bounds:
+            raise ValueError(f"--slo {option}: expected CLASS.METRIC=VALUE with a class of {', '.join(names)}")
+        if metric not in (*LATENCIES, "attainment"):
+            near = difflib.get_close_matches(metric, LATENCIES, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"--slo {option}: expected a metric of {', '.join(LATENCIES)}, attainment{hint}")
+        try:
+            bounds[slo_class][metric] = float(value)
+        except ValueError:
+            raise ValueError(f"--slo {option}: expected a number after '='") from None
+        if not bounds[slo_class][metric] > 0 or (metric == "attainment" and not bounds[slo_class][metric] < 1):
+            raise ValueError(f"--slo {option}: expected {'a share below 1' if metric == 'attainment' else 'seconds'}")
+    return {name: SLO(**values) for name, values in bounds.items()}
+
+
+def parse_window(text: str) -> tuple[float, float]:
+    """ "START:END" in seconds. Raises ValueError."""
+    start, separator, end = text.partition(":")
+    try:
+        window = float(start), float(end)
+    except ValueError:
+        window = 0.0, 0.0
+    if not separator or not 0 <= window[0] < window[1]:
+        raise ValueError(f"--window {text}: expected START:END with 0 <= START < END (seconds)")
+    return window
+
+
+async def _first_model(url: str) -> str:
+    try:
+        async with EngineApi(url.rstrip("/")) as api:
+            return await api.model_name()
+    except (aiohttp.ClientError, OSError, ValueError, KeyError, IndexError):
+        raise ValueError(f"--url {url}: no list of models at /v1/models; is the server running?") from None

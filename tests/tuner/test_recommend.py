@@ -1,0 +1,199 @@
+"""One recommendation by the stated rule: whom it picks, when it keeps the baseline, when it abstains."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fakes import cases
+from tuner.recommend import RULE, recommend, slo_margin
+from tuner.results import StudyResults, TrialResult, TrialState, ValidationResult
+from tuner.scoring.metrics import ClassMetrics, Interval, TrafficMetrics
+from tuner.scoring.quality import QualityScore
+from tuner.spec import parse_spec
+
+SPEC = parse_spec(
+    {
+        "name": "s",
+        "model": "m",
+        "traffic": {"trace": "t"},
+        "slos": {"chat": {"ttft": 1.0}},
+        "quality": {"probes": "p"},
+        "search_space": "x",
+        "tail": {"slo_class": "chat"},
+    },
+    source="study.yaml",
+    base=Path("/"),
+)
+
+
+def _traffic(goodput: float, spread: float = 0.2) -> TrafficMetrics:
+    chat = ClassMetrics("chat", 10, 10, 10, {}, Interval(1, 0.7, 1), 0.95, 0.0, {"ttft": {95: 1 / (1 + goodput)}})
+    interval = Interval(goodput, goodput - spread, goodput + spread)
+    return TrafficMetrics(10.0, 5.0, interval, 1.0, {"chat": chat}, {}, {})
+
+
+def _trial(number: int, goodput: float, **changes: Any) -> TrialResult:
+    """A feasible trial with a margin of 0.5, full quality and its own value of one knob."""
+    margin, quality = changes.pop("margin", 0.5), changes.pop("quality", 1.0)
+    state: TrialState = changes.pop("state", "feasible" if margin >= 0 else "infeasible")
+    values: dict[str, Any] = {
+        "number": number,
+        "state": state,
+        "knobs": {"max_num_seqs": number, "kv_window": None, "block_size": 16},
+        "objectives": (goodput, quality, 0.1),
+        "constraints": {"quality:text": -0.01, "slo:chat": -margin},
+        "traffic": _traffic(goodput),
+        "quality": QualityScore(quality, quality - 0.01, min(quality + 0.01, 1.0), ()),
+    }
+    return TrialResult(**{**values, **changes})
+
+
+def _validation(trial: int, violation: float, purpose: str = "holdout") -> ValidationResult:
+    return ValidationResult(trial, purpose, "holdout", 2.0, _traffic(1.0), {"slo:chat": violation})
+
+
+def _failed(number: int) -> TrialResult:
+    return TrialResult(number, "failed", {}, None, {}, None, None, reason="out_of_memory")
+
+
+def _study(*trials: TrialResult, validations: tuple[ValidationResult, ...] = ()) -> StudyResults:
+    return StudyResults(SPEC, trials, validations, 2.0, {}, {})
+
+
+BAD_BASELINE = _trial(0, 1.0, margin=-0.4)
+
+
+@pytest.mark.parametrize(
+    "study, expected",
+    cases(
+        [
+            ("more goodput", _study(BAD_BASELINE, _trial(1, 2.0), _trial(2, 3.0)), 2),
+            ("infeasible goodput is none", _study(BAD_BASELINE, _trial(1, 2.0), _trial(2, 9.0, margin=-0.1)), 1),
+            ("a tie goes to the larger margin", _study(BAD_BASELINE, _trial(1, 3.1), _trial(2, 3.0, margin=0.9)), 2),
+            ("margins alike, higher quality", _study(BAD_BASELINE, _trial(1, 3.0, quality=0.9), _trial(2, 2.9)), 2),
+            (
+                "all alike, fewer changes",
+                _study(BAD_BASELINE, _trial(1, 3.0, knobs={"max_num_seqs": 1, "kv_window": 64}), _trial(2, 3.0)),
+                2,
+            ),
+            (
+                "a margin beyond the tie buys nothing",
+                _study(BAD_BASELINE, _trial(1, 3.0), _trial(2, 2.5, margin=0.9)),
+                1,
+            ),
+            (
+                "the largest lower bound, not the largest value",
+                _study(BAD_BASELINE, _trial(1, 3.4, traffic=_traffic(3.4, 2.0), margin=0.1), _trial(2, 3.0)),
+                2,
+            ),
+            ("a baseline within the intervals is kept", _study(_trial(0, 2.7), _trial(1, 3.0, margin=0.9)), 0),
+            ("a baseline below them is not", _study(_trial(0, 2.5), _trial(1, 3.0)), 1),
+            (
+                "the tie-break chooses among those that beat the baseline",
+                _study(_trial(0, 2.3), _trial(1, 3.0), _trial(2, 2.6, margin=0.9)),
+                1,
+            ),
+            ("only the baseline is feasible", _study(_trial(0, 2.0), _trial(1, 9.0, margin=-1.0)), 0),
+            ("the baseline could not be measured", _study(_failed(0), _trial(1, 1.0)), 1),
+        ]
+    ),
+)
+def test_the_rule(study: StudyResults, expected: int) -> None:
+    found = recommend(study)
+    assert found.trial is not None and found.trial.number == expected
+    assert found.deployable and found.rule == RULE and found.least_violating is None
+    assert expected not in [trial.number for trial in found.runners_up]
+
+
+@pytest.mark.parametrize(
+    "violations, expected, deployable",
+    cases(
+        [
+            ("the best holds", {1: [-0.1], 2: [-0.1]}, 2, True),
+            ("the best misses, another holds", {1: [-0.1], 2: [0.2]}, 1, True),
+            ("one of two measurements missed", {1: [-0.1], 2: [-0.3, 0.2]}, 1, True),
+            ("an untested one does not outrank one that held", {1: [-0.1]}, 1, True),
+            ("none holds", {1: [0.1], 2: [0.2]}, 2, False),
+        ]
+    ),
+)
+def test_candidates_are_held_to_their_validations(
+    violations: Mapping[int, list[float]], expected: int, deployable: bool
+) -> None:
+    validations = tuple(_validation(trial, value) for trial, values in violations.items() for value in values)
+    calibration = _validation(expected, 1.0, purpose="calibration")
+    found = recommend(_study(BAD_BASELINE, _trial(1, 2.0), _trial(2, 3.0), validations=(*validations, calibration)))
+    assert found.trial is not None and (found.trial.number, found.deployable) == (expected, deployable)
+    told = " ".join([found.verdict, *found.reasons])
+    for trial, values in violations.items():
+        missed = f"missed slo:chat by {max(values):.3f} on window 'holdout' at 2x (holdout)"
+        assert (missed in told) == (max(values) > 0), trial
+
+
+def test_a_baseline_that_missed_its_validation_is_no_alternative() -> None:
+    validations = (_validation(0, 0.2), _validation(1, -0.1))
+    found = recommend(_study(_trial(0, 2.9), _trial(1, 3.0), validations=validations))
+    assert found.trial is not None and (found.trial.number, found.deployable) == (1, True)
+
+
+def test_what_was_never_measured_again_is_said_to_be_so() -> None:
+    assert "It was not measured again on held-out traffic." in recommend(_study(BAD_BASELINE, _trial(1, 2.0))).reasons
+
+
+def test_gains_stand_beside_the_baseline_with_their_intervals() -> None:
+    found = recommend(_study(BAD_BASELINE, _trial(1, 3.0)))
+    gains = {gain.name: gain for gain in found.gains}
+    assert gains.keys() == {"goodput", "quality", "chat p95 ttft"}
+    assert (gains["goodput"].baseline, gains["goodput"].recommended, gains["goodput"].unit) == (1.0, 3.0, "requests/s")
+    assert gains["goodput"].recommended_interval == Interval(3.0, 2.8, 3.2)
+    assert (gains["chat p95 ttft"].baseline, gains["chat p95 ttft"].recommended) == (0.5, 0.25)
+    assert gains["chat p95 ttft"].baseline_interval is None
+    assert {gain.baseline for gain in recommend(_study(_failed(0), _trial(1, 3.0))).gains} == {None}
+
+
+def test_an_abstention_names_the_closest_trial_and_what_binds() -> None:
+    forgetful = {"quality:text": 0.8, "slo:chat": -1.0}
+    study = _study(BAD_BASELINE, _trial(1, 2.0, margin=-0.1), _trial(2, 9.0, state="infeasible", constraints=forgetful))
+    found = recommend(study)
+    assert found.trial is None and not found.deployable
+    assert found.least_violating is not None and found.least_violating.number == 1
+    assert (found.binding_constraint, found.binding_violation) == ("slo:chat", 0.1)
+    assert "trial 1" in found.verdict and "slo:chat by 0.100" in found.verdict
+    assert found.reasons == ("quality:text is missed by 1 of 3 trials.", "slo:chat is missed by 2 of 3 trials.")
+
+
+def test_nothing_measured_is_an_abstention() -> None:
+    found = recommend(_study(_failed(0), _failed(1)))
+    assert found.trial is None and found.least_violating is None and not found.deployable
+
+
+margins = st.floats(-1.0, 1.0)
+trials = st.builds(_trial, st.just(0), st.floats(0.5, 5.0), margin=margins, quality=st.floats(0.5, 1.0))
+studies = st.lists(trials, min_size=1, max_size=8).map(
+    lambda drawn: [
+        dataclasses.replace(trial, number=i, knobs={"max_num_seqs": i % 3}) for i, trial in enumerate(drawn)
+    ]
+)
+
+
+@given(studies, st.randoms(use_true_random=False))
+def test_the_order_of_trials_changes_nothing_and_the_rule_is_kept(drawn: list[TrialResult], rng: random.Random) -> None:
+    shuffled = drawn[1:]
+    rng.shuffle(shuffled)
+    found = recommend(_study(*drawn))
+    assert recommend(_study(drawn[0], *shuffled)) == found
+
+    feasible = [trial for trial in drawn if slo_margin(trial) >= 0]
+    assert (found.trial is None) == (not feasible)
+    if found.trial is not None and found.trial.traffic is not None:
+        assert found.trial.state == "feasible"
+        best = max(t.traffic.goodput.low for t in feasible if t.traffic is not None)
+        assert found.trial.traffic.goodput.high >= best or found.trial.number == 0

@@ -155,7 +155,13 @@ async def record_through_proxy(upstream: str, model: str, requests: list[Request
     try:
         if not ready.done():
             proxy.result()
-        result = await replay(requests, await ready, model, drain_timeout=DRAIN_SECONDS)
+        replaying = asyncio.create_task(replay(requests, await ready, model, drain_timeout=DRAIN_SECONDS))
+        ends: set[asyncio.Future[Any]] = {replaying, proxy}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if not replaying.done():
+            # Ctrl-C ends the proxy, and with it the reason to go on.
+            replaying.cancel()
+        result = await replaying
     finally:
         stop.set()
         recording = await proxy

@@ -1,0 +1,51 @@
+"""One look for all figures: colours that colour-blind readers tell apart, and a layout for phones and paper.
+
+Colours: Okabe and Ito (2008), those of them that stand out on white and on near-black. Text and grid take their colour
+from the page (page.js), so that figures follow light, dark and print.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import plotly.graph_objects as go
+
+from tuner.results import StudyResults, TrialResult
+
+BLUE, VERMILLION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#808080"
+FEASIBLE, INFEASIBLE, FAILED = "feasible", "infeasible", "failed"
+BASELINE, RECOMMENDED = "baseline", "recommended"
+COLOURS = {FEASIBLE: BLUE, INFEASIBLE: GREY, FAILED: VERMILLION, BASELINE: VERMILLION, RECOMMENDED: GREEN}
+SYMBOLS = {FEASIBLE: "circle", INFEASIBLE: "x-thin-open", FAILED: "triangle-down-open", BASELINE: "diamond",
+           RECOMMENDED: "star"}  # fmt: skip
+
+
+def figure(height: int, **layout: Any) -> go.Figure:
+    """An empty figure, `height` in pixels, as wide as its place."""
+    base: dict[str, Any] = {
+        "height": height,
+        "template": "none",
+        "font": {"family": "system-ui, sans-serif", "size": 13},
+        "margin": {"l": 64, "r": 16, "t": 40, "b": 56},
+        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "hoverlabel": {"align": "left"},
+        "modebar": {"orientation": "v"},
+    }
+    shown = go.Figure(layout={**base, **layout})
+    return axes(shown)
+
+
+def axes(shown: go.Figure) -> go.Figure:
+    """`shown` with all its axes in the common look."""
+    look = {"automargin": True, "zeroline": False, "ticks": "outside", "title": {"font": {"size": 13}, "standoff": 8}}
+    shown.update_xaxes(**look)
+    shown.update_yaxes(**look)
+    return shown
+
+
+def compared(results: StudyResults, recommended: int | None) -> tuple[tuple[str, TrialResult], ...]:
+    """Baseline, and the recommended trial if there is one and it is not the baseline, each with its role."""
+    chosen = [(RECOMMENDED, t) for t in results.trials[1:] if t.number == recommended]
+    return ((BASELINE, results.baseline), *chosen)

@@ -1,0 +1,1 @@
+"""The bundled model pair: corpus generator, tokenizer, dense network, training and model card."""

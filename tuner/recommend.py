@@ -71,7 +71,7 @@ def recommend(results: StudyResults) -> Recommendation:
     others = [trial for trial in ranked if trial.number != chosen.number]
     reasons = [*_why(chosen, others, results.baseline, kept), *_excluded(feasible, missed, chosen)]
     if chosen.number not in validated:
-        reasons.append("It was not measured again on held-out traffic.")
+        reasons.append("It was not measured again after the search.")
     return Recommendation(
         trial=chosen,
         verdict=_verdict(chosen, results, kept, missed),

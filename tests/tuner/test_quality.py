@@ -68,6 +68,13 @@ def test_the_value_is_the_mean_over_slices() -> None:
     assert quality_score(REFERENCE, measured, FLOORS).value == pytest.approx((0.5 + 0.5) / 2)
 
 
+def test_the_interval_is_the_same_at_every_reading() -> None:
+    measured = [*REFERENCE[:40], *(recall(r.probe_id, i % 3 > 0) for i, r in enumerate(REFERENCE[40:]))]
+    found = quality_score(REFERENCE, measured, FLOORS)
+    assert found.low < found.value < found.high
+    assert quality_score(REFERENCE[::-1], measured[::-1], FLOORS) == found
+
+
 def test_a_gain_on_the_reference_is_not_paid_for() -> None:
     better = [forced(f"t{i}", [-0.5, -0.4]) for i in range(40)]
     assert quality_score(REFERENCE[:40], better, FLOORS).value == 1.0

@@ -78,6 +78,7 @@ BAD_BASELINE = _trial(0, 1.0, margin=-0.4)
             ("more goodput", _study(BAD_BASELINE, _trial(1, 2.0), _trial(2, 3.0)), 2),
             ("infeasible goodput is none", _study(BAD_BASELINE, _trial(1, 2.0), _trial(2, 9.0, margin=-0.1)), 1),
             ("a tie goes to the larger margin", _study(BAD_BASELINE, _trial(1, 3.1), _trial(2, 3.0, margin=0.9)), 2),
+            ("margin before quality", _study(BAD_BASELINE, _trial(1, 3.0, margin=0.9, quality=0.9), _trial(2, 3.0)), 1),
             ("margins alike, higher quality", _study(BAD_BASELINE, _trial(1, 3.0, quality=0.9), _trial(2, 2.9)), 2),
             (
                 "all alike, fewer changes",
@@ -145,7 +146,7 @@ def test_a_baseline_that_missed_its_validation_is_no_alternative() -> None:
 
 
 def test_what_was_never_measured_again_is_said_to_be_so() -> None:
-    assert "It was not measured again on held-out traffic." in recommend(_study(BAD_BASELINE, _trial(1, 2.0))).reasons
+    assert "It was not measured again after the search." in recommend(_study(BAD_BASELINE, _trial(1, 2.0))).reasons
 
 
 def test_gains_stand_beside_the_baseline_with_their_intervals() -> None:

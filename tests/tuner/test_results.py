@@ -152,6 +152,7 @@ def test_objectives(taken: Measurement, goodput: float, quality: float, tail: fl
 def test_unmeasured_quality_is_never_feasible() -> None:
     found = score(_measured(0.5, ()), REFERENCE, _spec())
     assert found.constraints["quality:facts"] == UNPROVEN and not found.feasible
+    assert not score(_measured(0.5, ()), (), _spec()).feasible
     assert score(_measured(0.5), REFERENCE, _spec()).feasible
 
 

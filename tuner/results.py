@@ -186,9 +186,7 @@ def _trial(
     return TrialResult(asked.number, "failed", asked.params, None, {}, None, None, reason="not_measured")
 
 
-def _measured(
-    number: int, measurement: Measurement, reference: Sequence[ProbeRecord], spec: StudySpec
-) -> TrialResult:
+def _measured(number: int, measurement: Measurement, reference: Sequence[ProbeRecord], spec: StudySpec) -> TrialResult:
     scored = score(measurement, reference, spec)
     return TrialResult(
         number=number,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -198,3 +199,8 @@ def make_probes() -> list[dict[str, str]]:
         for name, kind, count in kinds
         for i in range(count)
     ]
+
+
+def engine_launcher() -> tuple[str, ...]:
+    """The engine that speaks the contract and computes nothing."""
+    return (sys.executable, str(Path(__file__).with_name("fake_engine_server.py")))

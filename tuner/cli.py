@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -79,13 +78,14 @@ def run(
         raise ValueError(
             f"{directory}: study {spec.name!r} exists; expected --resume to go on or --fresh to start over"
         )
-    with suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     try:
         _run_study(spec, directory, resume)
     except KeyboardInterrupt:
         typer.echo(f"\ninterrupted; go on with: tune run {study} --out {out} --resume", err=True)
         raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     _finish(directory)
 
 

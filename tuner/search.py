@@ -27,7 +27,8 @@ from search_spaces.space import ChoiceParameter, IntParameter, Parameter, Search
 from tuner.results import DIRECTIONS
 
 RE_ASKS = 20
-"""How often a proposal that was tried before is thrown away; then it is measured again, as a replicate."""
+"""How often a proposal that was tried before is thrown away, and then as often a random one, before the configuration
+is measured again, as a replicate."""
 SEED_STRIDE = 10_007
 SEARCHED = (TrialState.COMPLETE, TrialState.PRUNED)
 INTERRUPTED = "interrupted"
@@ -101,14 +102,16 @@ def exhausted(trials: Collection[FrozenTrial], budget_trials: int, budget_second
 def _propose(
     trials: list[FrozenTrial], space: SearchSpace, tried: Collection[str], seed: int, startup_trials: int
 ) -> dict[str, Any]:
-    """Knob values that were not tried, or after RE_ASKS repeats one that was."""
+    """Knob values that were not tried, or after too many repeats some that were."""
     finished = [trial for trial in trials if trial.state in SEARCHED]
     shadow = optuna.create_study(
         directions=directions(),
         sampler=_tpe(seed * SEED_STRIDE + len(trials), startup_trials),
     )
     shadow.add_trials(finished)
-    for _ in range(RE_ASKS):
+    for asked in range(2 * RE_ASKS):
+        if asked == RE_ASKS:
+            shadow.sampler = RandomSampler(seed=seed * SEED_STRIDE + len(trials))
         values = suggest(shadow.ask(), space)
         if key(values) not in tried:
             break

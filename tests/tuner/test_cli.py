@@ -1,0 +1,286 @@
+"""The command line, front door to back: a run with a fake engine, kill -9 and --resume, bad input in one line."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from typer.testing import CliRunner, Result
+
+from engine.config import load_config
+from tests.fakes import cases, engine_launcher, write_study
+from tests.tuner.test_process import gone
+from tuner.cli import app
+from tuner.results import load_results
+from tuner.store import Store
+
+TUNE = [sys.executable, "-m", "tuner.cli"]
+ROOT = Path(__file__).parents[2]
+
+
+def study_file(directory: Path, **changes: Any) -> Path:
+    """A study of the fake engine: few trials, each a replay of 0.25 s."""
+    values = write_study(directory)
+    values["engine"] = {"launcher": list(engine_launcher()), "hang_timeout": 2.0}
+    values["traffic"] |= {"tune_window": [0, 1], "holdout_window": [1, 2], "drain_timeout": 0.5}
+    values["budget"] = {"trials": 4, "startup_trials": 2, "finalists": 1}
+    path = directory / "study.yaml"
+    path.write_text(yaml.safe_dump(values | changes, sort_keys=False))
+    return path
+
+
+def tune(*args: str | Path) -> Result:
+    """The command in this process; see kill_after_trials for one of its own."""
+    return CliRunner().invoke(app, list(map(str, args)))
+
+
+def started(directory: Path) -> list[int]:
+    """Process ids of the engines that were started, and of what they started."""
+    path = directory / "model" / "starts.txt"
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def states(run: Path) -> list[str]:
+    with Store(run / "study.db", create=False) as store:
+        return [trial.state.name for trial in store.optuna_trials("fake")]
+
+
+def kill_after_trials(directory: Path, count: int, number: signal.Signals, *args: str) -> tuple[int, str]:
+    """Run a study and send it a signal when `count` trials are told. Returns its exit status and its last words."""
+    command = [*TUNE, "run", str(directory / "study.yaml"), "--out", str(directory / "runs"), *args]
+    log = directory / "tune.log"
+    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT) as process:
+        deadline = time.monotonic() + 60
+        while log.read_text().count("goodput ") < count:
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.02)
+        process.send_signal(number)
+        status = process.wait(60)
+    return status, log.read_text()
+
+
+def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
+    done = tune("run", study_file(tmp_path), "--out", tmp_path / "runs")
+    assert done.exit_code == 0, done.stderr
+    run = tmp_path / "runs" / "fake"
+    assert "trial 4/4" in done.stderr and "baseline" in done.stdout and "goodput" in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr
+    files = (
+        "study.db",
+        "study.yaml",
+        "engine.log",
+        "report.html",
+        "recommended.yaml",
+        "deploy/engine.yaml",
+        "deploy/vllm.yaml",
+    )
+    assert [name for name in files if not (run / name).is_file()] == []
+    assert load_config(run / "recommended.yaml").model == str(tmp_path / "model")
+    assert [gone(pid) for pid in started(tmp_path)] == [True]
+    again = tune("run", tmp_path / "study.yaml", "--out", tmp_path / "runs")
+    assert again.exit_code == 2 and "expected --resume to go on or --fresh" in again.stderr
+    assert tune("run", run / "study.yaml", "--out", tmp_path / "runs", "--resume").exit_code == 0
+    later = tune("recommend", run)
+    assert later.exit_code == 0 and later.stdout.splitlines()[0] in done.stdout
+    assert tune("report", run, "--out", tmp_path / "r.html").exit_code == 0
+    assert (tmp_path / "r.html").stat().st_size > 1000
+    exported = tune("export", run, "--to", "vllm", "--out", tmp_path / "there")
+    assert exported.exit_code == 0 and (tmp_path / "there" / "vllm.yaml").is_file()
+    assert tune("run", tmp_path / "study.yaml", "--out", tmp_path / "runs", "--fresh").exit_code == 0
+    assert len(states(run)) == 5
+
+
+def test_kill_9_and_resume_lose_no_finished_trial(tmp_path: Path) -> None:
+    study_file(tmp_path)
+    model = tmp_path / "model"
+    (model / "faults.json").write_text(json.dumps([{"when": {}, "do": "child"}]))
+    status, _ = kill_after_trials(tmp_path, 3, signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    assert len(started(tmp_path)) == 2
+    assert all(gone(pid) for pid in started(tmp_path))
+    run = tmp_path / "runs" / "fake"
+    with Store(run / "study.db", create=False) as store:
+        kept = {t.number: t.objectives for t in load_results(store, "fake").trials if t.objectives is not None}
+    assert len(kept) >= 3
+    resumed = tune("run", tmp_path / "study.yaml", "--out", tmp_path / "runs", "--resume")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert "RUNNING" not in states(run) and "WAITING" not in states(run)
+    with Store(run / "study.db", create=False) as store:
+        after = load_results(store, "fake")
+    assert {t.number: t.objectives for t in after.trials if t.number in kept} == kept
+    assert sum(t.objectives is not None for t in after.trials) == 5
+    assert all(gone(pid) for pid in started(tmp_path))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_keeps_everything_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+    study_file(tmp_path)
+    status, said = kill_after_trials(tmp_path, 2, number)
+    assert status == 130
+    assert "--resume" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert "RUNNING" not in states(tmp_path / "runs" / "fake")
+    assert all(gone(pid) for pid in started(tmp_path))
+
+
+def test_engine_failures_end_trials_and_not_the_run(tmp_path: Path) -> None:
+    faults = [
+        {"when": {"kv_cache_dtype": "int8"}, "do": "crash"},
+        {"when": {"kv_cache_dtype": "float16"}, "do": "oom_later"},
+        {"when": {"kv_cache_dtype": "bfloat16"}, "do": "hang"},
+        {"when": {"kv_cache_dtype": "fp8_e4m3"}, "do": "refuse"},
+    ]
+    kinds = ["auto", "int8", "float16", "bfloat16", "fp8_e4m3"]
+    space = {"parameters": {"kv_cache_dtype": {"type": "choice", "choices": kinds}}}
+    study = study_file(tmp_path, search_space=space)
+    (tmp_path / "model" / "faults.json").write_text(json.dumps(faults))
+    done = tune("run", study, "--out", tmp_path / "runs")
+    assert done.exit_code == 0, done.stderr
+    with Store(tmp_path / "runs" / "fake" / "study.db", create=False) as store:
+        reasons = {t.knobs["kv_cache_dtype"]: t.reason for t in load_results(store, "fake").trials}
+    assert reasons == {
+        "auto": None, "int8": "engine_crashed", "float16": "out_of_memory", "bfloat16": "engine_hung",
+        "fp8_e4m3": "config_rejected",
+    }  # fmt: skip
+
+
+def test_nothing_feasible_is_said_and_has_its_own_status(tmp_path: Path) -> None:
+    study = study_file(tmp_path, slos={"chat": {"ttft": 0.0001, "attainment": 0.9}})
+    done = tune("run", study, "--out", tmp_path / "runs")
+    run = tmp_path / "runs" / "fake"
+    assert done.exit_code == 0 and "nothing is feasible" in done.stdout
+    assert not (run / "recommended.yaml").exists() and (run / "report.html").exists()
+    assert tune("recommend", run).exit_code == 3
+    exported = tune("export", run, "--to", "vllm", "--out", tmp_path / "there")
+    assert exported.exit_code == 3 and "nothing is feasible" in exported.stderr
+    assert not (tmp_path / "there").exists()
+
+
+def test_an_engine_that_never_comes_up_is_a_failure_of_its_own(tmp_path: Path) -> None:
+    study = study_file(tmp_path, engine={"launcher": [sys.executable, "-c", "import sys; sys.exit(4)"]})
+    done = tune("run", study, "--out", tmp_path / "runs")
+    assert done.exit_code == 4
+    assert done.stderr.splitlines()[-1] == "tune: launch_failed: exit status 4: no last words"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A fake engine that listens, and its trace."""
+    directory = tmp_path_factory.mktemp("server")
+    write_study(directory)
+    (directory / "engine.yaml").write_text(
+        yaml.safe_dump({"model": str(directory / "model"), "kv_cache_dtype": "auto"})
+    )
+    command = [*engine_launcher(), "--config", str(directory / "engine.yaml"), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().split()[1], directory / "trace.jsonl"
+        process.terminate()
+
+
+def test_replay_prints_what_was_good(server: tuple[str, Path]) -> None:
+    url, trace = server
+    options = [
+        "--url",
+        url,
+        "--time-scale",
+        "8",
+        "--window",
+        "0:4",
+        "--slo",
+        "chat.ttft=5",
+        "--slo",
+        "chat.attainment=0.5",
+    ]
+    shown = CliRunner().invoke(app, ["replay", str(trace), *options])
+    assert shown.exit_code == 0, shown.stderr
+    assert "offered 40 (80.00/s over 0.5 s), good 40" in shown.stdout and "send lag p99" in shown.stdout
+    found = json.loads(CliRunner().invoke(app, ["replay", str(trace), *options, "--json"]).stdout)
+    assert found["classes"]["chat"]["good"] == 40
+    strict = CliRunner().invoke(
+        app, ["replay", str(trace), "--url", url, "--time-scale", "8", "--slo", "chat.ttft=0.0001"]
+    )
+    assert "offered 80" in strict.stdout and "good 0" in strict.stdout
+
+
+BAD = [
+    ("no study file", ["run", "{dir}/none.yaml"], "none.yaml: cannot be read"),
+    ("no YAML", ["run", "{dir}/broken.yaml"], "broken.yaml: not YAML"),
+    ("a key misspelt", ["run", "{dir}/key.yaml"], "key.yaml: budget.trails: unknown key; did you mean trials?"),
+    ("a file that is no trace", ["run", "{dir}/trace.yaml"], "broken.yaml: line 1"),
+    ("resume and fresh", ["run", "{dir}/study.yaml", "--resume", "--fresh"], "--resume and --fresh"),
+    ("no run there", ["recommend", "{dir}/nowhere"], "nowhere"),
+    ("a run that is no database", ["report", "{dir}/text.db"], "text.db: cannot be opened"),
+    ("an unknown target", ["export", "{dir}/nowhere", "--to", "vllm", "--out", "{dir}/x"], "nowhere"),
+    ("neither server nor engine", ["replay", "{dir}/trace.jsonl"], "--url and --engine: expected one of them"),
+    ("no server", ["replay", "{dir}/trace.jsonl", "--url", "http://127.0.0.1:9"], "is the server running?"),
+    ("no window", ["replay", "{dir}/trace.jsonl", "--url", "http://x", "--window", "5"], "expected START:END"),
+    (
+        "an unknown class", ["replay", "{dir}/trace.jsonl", "--url", "http://x", "--slo", "docs.ttft=1"],
+        "--slo docs.ttft=1: expected CLASS.METRIC=VALUE with a class of chat",
+    ),
+    (
+        "an unknown metric", ["replay", "{dir}/trace.jsonl", "--url", "http://x", "--slo", "chat.tpto=1"],
+        "expected a metric of ttft, tpot, itl, e2e, attainment; did you mean tpot?",
+    ),
+    (
+        "a bound that is no number", ["replay", "{dir}/trace.jsonl", "--url", "http://x", "--slo", "chat.ttft=fast"],
+        "--slo chat.ttft=fast: expected a number after '='",
+    ),
+    ("a negative scale", ["replay", "{dir}/trace.jsonl", "--url", "http://x", "--time-scale", "-1"], "--time-scale -1"),
+    ("an engine file that is bad", ["replay", "{dir}/trace.jsonl", "--engine", "{dir}/key.yaml"], "unknown setting"),
+    (
+        "an address without port",
+        ["record", "--upstream", "http://127.0.0.1:9", "--listen", "localhost", "--out", "{dir}/o.jsonl"],
+        "--listen localhost: expected HOST:PORT",
+    ),
+    (
+        "no CSV", ["trace", "import", "{dir}/study.yaml", "--format", "azure", "--out", "{dir}/o.jsonl"],
+        "expected the columns",
+    ),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mistakes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("mistakes")
+    study_file(directory)
+    (directory / "broken.yaml").write_text("name: [")
+    (directory / "text.db").write_text("this is no database, however long one reads it")
+    values = yaml.safe_load((directory / "study.yaml").read_text())
+    (directory / "key.yaml").write_text(yaml.safe_dump(values | {"budget": {"trails": 3}}, sort_keys=False))
+    (directory / "trace.yaml").write_text(
+        yaml.safe_dump(values | {"traffic": {"trace": "broken.yaml"}}, sort_keys=False)
+    )
+    return directory
+
+
+@pytest.mark.parametrize(("args", "message"), cases(BAD))
+def test_bad_input_is_told_in_one_line(mistakes: Path, args: list[str], message: str) -> None:
+    command = [arg.format(dir=mistakes) for arg in args]
+    if args[0] == "run":
+        command += ["--out", str(mistakes / "runs")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("tune: ") and message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (mistakes / "runs").exists()
+
+
+def test_help_answers_without_the_heavy_libraries() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from tuner.cli import app\n"
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
+        "heavy = {'torch', 'optuna', 'pandas', 'plotly', 'scipy', 'sqlalchemy', 'numpy', 'aiohttp'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert shown.stdout == "[]\n"

@@ -1,0 +1,396 @@
+"""A whole study against a testbed in closed form: the order of things, failures, resumption, what may not change."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from tests.fakes import FakeTestbed, cases, make_spec
+from tuner.errors import ConfigRejected, EngineCrashed, EngineHung, EngineOutOfMemory, LaunchError, ServingError
+from tuner.outcome import WORST, Outcome
+from tuner.recommend import recommend
+from tuner.results import StudyResults, load_results
+from tuner.serving.config import ServingConfig
+from tuner.spec import StudySpec
+from tuner.store import Store
+from tuner.study import run_study
+
+Fault = Callable[[ServingConfig, str], Exception | None]
+
+
+class Log:
+    """A Reporter that remembers, and may end the study when a measurement begins."""
+
+    def __init__(self, stop_at: str = "") -> None:
+        self.begun: list[str] = []
+        self.ended: dict[int, Outcome] = {}
+        self.notes: list[str] = []
+        self._stop_at = stop_at
+
+    def begin(self, what: str) -> None:
+        if what == self._stop_at:
+            raise KeyboardInterrupt
+        self.begun.append(what)
+
+    def trial_ended(self, number: int, outcome: Outcome) -> None:
+        self.ended[number] = outcome
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "study.db") as store:
+        yield store
+
+
+def run(
+    spec: StudySpec, store: Store, fault: Fault | None = None, log: Log | None = None, resume: bool = False
+) -> FakeTestbed:
+    testbed = FakeTestbed() if fault is None else FakeTestbed(fault)
+    run_study(spec, store, testbed, log or Log(), {"machine": "fake"}, resume)
+    return testbed
+
+
+def states(store: Store) -> list[TrialState]:
+    return [trial.state for trial in store.optuna_trials("fake")]
+
+
+def small(directory: Path, trials: int = 3, **changes: Any) -> StudySpec:
+    return make_spec(directory, budget={"trials": trials, "startup_trials": 2, "finalists": 1}, **changes)
+
+
+def test_a_study_finds_more_goodput_than_the_baseline(tmp_path: Path, store: Store) -> None:
+    testbed = run(make_spec(tmp_path), store)
+    results = load_results(store, "fake")
+    assert [trial.number for trial in results.trials] == list(range(13))
+    assert results.baseline.knobs == {"max_num_seqs": 16, "kv_cache_dtype": "auto", "kv_window": None}
+    assert results.baseline.state == "infeasible"
+    best = recommend(results).trial
+    assert best is not None and best.traffic is not None and results.baseline.traffic is not None
+    assert best.traffic.goodput.value > 4 * results.baseline.traffic.goodput.value
+    assert best.knobs["kv_window"] != 64
+    purposes = [call.purpose for call in testbed.calls]
+    assert purposes == [
+        "reference", "baseline", *["trial"] * 12,
+        "repeat", "holdout", "repeat", "holdout", "recorded_rate", "recorded_rate",
+    ]  # fmt: skip
+    assert [call.time_scale for call in testbed.calls if call.purpose == "recorded_rate"] == [1.0, 1.0]
+    assert {call.window for call in testbed.calls if call.purpose == "holdout"} == {"holdout"}
+    assert {(v.trial, v.purpose) for v in results.validations} >= {(0, "holdout"), (best.number, "holdout")}
+
+
+def test_every_measurement_is_stored_and_carries_its_probes(tmp_path: Path, store: Store) -> None:
+    testbed = run(small(tmp_path, trials=6), store)
+    measured = store.measurements("fake")
+    assert len(measured) == len(testbed.calls) - 1
+    assert {len(m.measurement.probes) for m in measured} == {46}
+
+
+def test_probes_are_asked_once_per_quality_key(tmp_path: Path, store: Store) -> None:
+    testbed = run(small(tmp_path, trials=8), store)
+    asked = [call.config.knobs for call in testbed.calls if call.purpose != "reference" and call.probes]
+    keys = [tuple(knobs.get(name) for name in ("kv_cache_dtype", "kv_window", "kv_sink_tokens")) for knobs in asked]
+    assert len(keys) == len(set(keys))
+
+
+def test_the_reference_is_exact_and_measured_once_for_all_studies(tmp_path: Path, store: Store) -> None:
+    settings = {"engine": {"baseline": {"kv_cache_dtype": "int8", "kv_window": 256, "kv_sink_tokens": 4}}}
+    first = run(small(tmp_path, trials=1, **settings), store)
+    reference = first.calls[0].config.values
+    assert (reference["kv_cache_dtype"], reference["kv_window"], reference["num_speculative_tokens"]) == (
+        "auto",
+        None,
+        0,
+    )
+    second = run(small(tmp_path, trials=1, name="other"), store)
+    assert [call.purpose for call in second.calls][0] == "baseline"
+
+
+def test_constraints_have_the_same_names_in_the_same_order(tmp_path: Path, store: Store) -> None:
+    def fault(config: ServingConfig, purpose: str) -> Exception | None:
+        return EngineCrashed("boom") if purpose == "trial" and config.knobs["kv_window"] == 64 else None
+
+    run(small(tmp_path, trials=12), store, fault)
+    trials = store.optuna_trials("fake")
+    assert {tuple(trial.constraints) for trial in trials} == {("quality:recall", "quality:text", "slo:chat")}
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+
+
+def test_auto_load_is_the_first_at_which_the_baseline_fails(tmp_path: Path, store: Store) -> None:
+    spec = small(tmp_path, trials=1, traffic={**make_spec(tmp_path).traffic.model_dump(), "time_scale": "auto"})
+    log = Log()
+    testbed = run(spec, store, log=log)
+    # The fake serves 9.6 requests/s with the baseline; the trace offers 10.
+    scales = [call.time_scale for call in testbed.calls if call.purpose == "calibration"]
+    assert scales == [1.0, 1.5]
+    assert load_results(store, "fake").time_scale == 1.5
+    assert {call.time_scale for call in testbed.calls if call.purpose in ("baseline", "trial", "holdout")} == {1.5}
+    assert any("1.5 times" in note for note in log.notes)
+
+
+def test_a_resumed_calibration_keeps_its_steps(tmp_path: Path, store: Store) -> None:
+    spec = small(tmp_path, trials=1, traffic={**make_spec(tmp_path).traffic.model_dump(), "time_scale": "auto"})
+    with pytest.raises(KeyboardInterrupt):
+        run(spec, store, log=Log(stop_at="calibration x1.5"))
+    testbed = run(spec, store, resume=True)
+    assert [call.time_scale for call in testbed.calls if call.purpose == "calibration"] == [1.5]
+
+
+def test_a_hopeless_replay_stops_early_and_says_so(tmp_path: Path, store: Store) -> None:
+    traffic = {**make_spec(tmp_path).traffic.model_dump(), "time_scale": 2.0}
+    run(small(tmp_path, trials=1, engine={"baseline": {"max_num_seqs": 1}}, traffic=traffic), store)
+    baseline = load_results(store, "fake").baseline
+    assert (baseline.state, baseline.detail) == ("infeasible", "slo_unreachable")
+    assert baseline.traffic is not None
+    chat = baseline.traffic.classes["chat"]
+    assert chat.offered == 40 and chat.errors["not_sent"] > 0
+    assert baseline.traffic.duration == 2.0
+    assert baseline.constraints["slo:chat"] == WORST
+
+
+FAULTS = [
+    ("crash", EngineCrashed("exit status 4"), TrialState.PRUNED, "engine_crashed", 1),
+    ("hang", EngineHung("no token"), TrialState.PRUNED, "engine_hung", 1),
+    ("out of memory", EngineOutOfMemory("no room"), TrialState.PRUNED, "out_of_memory", 1),
+    ("refused", ConfigRejected("no"), TrialState.PRUNED, "config_rejected", 1),
+    ("does not come up, twice", LaunchError("silence"), TrialState.FAIL, "launch_failed", 2),
+    ("a defect of ours", ZeroDivisionError("x"), TrialState.FAIL, "internal_error", 1),
+]
+
+
+@pytest.mark.parametrize(("error", "state", "reason", "attempts"), cases(FAULTS))
+def test_a_failure_ends_the_trial_and_not_the_study(
+    tmp_path: Path, store: Store, error: Exception, state: TrialState, reason: str, attempts: int
+) -> None:
+    seen: list[ServingConfig] = []
+
+    def fault(config: ServingConfig, purpose: str) -> Exception | None:
+        if purpose != "trial" or (seen and config != seen[0]):
+            return None
+        seen.append(config)
+        return error
+
+    run(small(tmp_path), store, fault)
+    assert states(store) == [TrialState.COMPLETE, state, TrialState.COMPLETE, TrialState.COMPLETE]
+    failure = load_results(store, "fake").trials[1]
+    assert (failure.state, failure.reason) == ("failed", reason)
+    assert failure.knobs == seen[0].knobs
+    assert len(seen) == attempts
+    if state is TrialState.PRUNED:
+        assert set(store.optuna_trials("fake")[1].constraints.values()) == {WORST}
+
+
+def test_a_launch_that_works_the_second_time_is_no_failure(tmp_path: Path, store: Store) -> None:
+    failed: list[str] = []
+
+    def fault(config: ServingConfig, purpose: str) -> Exception | None:
+        if purpose == "trial" and not failed:
+            failed.append(purpose)
+            return LaunchError("port taken")
+        return None
+
+    run(small(tmp_path), store, fault)
+    assert states(store) == [TrialState.COMPLETE] * 4 and failed
+
+
+def test_a_failing_baseline_does_not_end_the_study(tmp_path: Path, store: Store) -> None:
+    run(small(tmp_path, trials=8), store, lambda config, purpose: EngineCrashed("x") if purpose == "baseline" else None)
+    results = load_results(store, "fake")
+    assert results.baseline.reason == "engine_crashed"
+    assert recommend(results).trial is not None
+
+
+def test_the_study_gives_up_when_nothing_comes_up(tmp_path: Path, store: Store) -> None:
+    with pytest.raises(ServingError, match="3 trials in a row broke; the last: launch_failed: no"):
+        run(small(tmp_path, trials=9), store, lambda c, purpose: LaunchError("no") if purpose == "trial" else None)
+    assert states(store) == [TrialState.COMPLETE] + [TrialState.FAIL] * 3
+
+
+def test_without_a_reference_there_is_no_study(tmp_path: Path, store: Store) -> None:
+    with pytest.raises(EngineCrashed):
+        run(small(tmp_path), store, lambda config, purpose: EngineCrashed("x") if purpose == "reference" else None)
+
+
+def test_a_configuration_that_the_engine_never_sees(tmp_path: Path, store: Store) -> None:
+    """max_num_batched_tokens below max_num_seqs is refused by arithmetic."""
+    parameters = {
+        "max_num_seqs": {"type": "int", "low": 16, "high": 64},
+        "max_num_batched_tokens": {"type": "int", "low": 8, "high": 32},
+    }
+    spec = small(
+        tmp_path,
+        trials=12,
+        search_space={"parameters": parameters},
+        engine={"baseline": {"max_num_batched_tokens": 32}},
+    )
+    testbed = run(spec, store)
+    refused = [t for t in load_results(store, "fake").trials if t.reason == "config_rejected"]
+    assert refused
+    assert all(t.knobs["max_num_batched_tokens"] < t.knobs["max_num_seqs"] for t in refused)
+    assert len([call for call in testbed.calls if call.purpose == "trial"]) == 12 - len(refused)
+
+
+def test_an_interrupted_study_goes_on_and_loses_nothing(tmp_path: Path, store: Store) -> None:
+    spec = small(tmp_path, trials=5)
+    with pytest.raises(KeyboardInterrupt):
+        run(spec, store, log=Log(stop_at="trial 3"))
+    kept = [t.params for t in store.optuna_trials("fake") if t.state is TrialState.COMPLETE]
+    assert len(kept) == 3
+    assert TrialState.RUNNING not in states(store)
+    testbed = run(spec, store, resume=True)
+    trials = store.optuna_trials("fake")
+    assert states(store) == [TrialState.COMPLETE] * 3 + [TrialState.FAIL] + [TrialState.COMPLETE] * 3
+    assert [t.params for t in trials[:3]] == kept
+    assert trials[3].params == trials[4].params
+    assert load_results(store, "fake").trials[3].reason == "interrupted"
+    assert "reference" not in [call.purpose for call in testbed.calls]
+    assert [call.purpose for call in testbed.calls].count("trial") == 3
+
+
+def test_a_measured_trial_that_was_not_told_is_told_on_resumption(
+    tmp_path: Path, store: Store, monkeypatch: Any
+) -> None:
+    """kill -9 between storing a measurement and telling it: nothing runs after it, reconciliation included."""
+    spec = small(tmp_path)
+
+    def die(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("tuner.study.judge", die)
+        patched.setattr("tuner.study._reconcile", lambda session, reference: None)
+        run(spec, store)
+    assert len(store.measurements("fake")) == 1 and states(store) == []
+    testbed = run(spec, store, resume=True)
+    assert "baseline" not in [call.purpose for call in testbed.calls]
+    assert states(store) == [TrialState.COMPLETE] * 4
+
+
+def test_a_running_trial_with_a_measurement_is_told(tmp_path: Path, store: Store, monkeypatch: Any) -> None:
+    spec = small(tmp_path)
+
+    def die(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(spec, store, log=Log(stop_at="trial 1"))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("tuner.study.judge", die)
+        run(spec, store, resume=True)
+    assert TrialState.RUNNING in states(store)
+    testbed = run(spec, store, resume=True)
+    assert TrialState.RUNNING not in states(store)
+    assert [call.purpose for call in testbed.calls].count("trial") == 2
+
+
+def test_more_budget_is_no_other_study(tmp_path: Path, store: Store) -> None:
+    run(small(tmp_path, trials=2), store)
+    testbed = run(small(tmp_path, trials=4), store, resume=True)
+    assert [call.purpose for call in testbed.calls].count("trial") == 2
+    again = run(small(tmp_path, trials=4), store, resume=True)
+    assert [call for call in again.calls if call.purpose in ("trial", "baseline", "reference")] == []
+
+
+CHANGED = [
+    ("an SLO", {"slos": {"chat": {"ttft": 0.5, "tpot": 0.05, "attainment": 0.9}}}, "slos.chat.ttft: changed"),
+    ("the seed", {"seed": 7}, "seed: changed"),
+    (
+        "a fixed setting",
+        {"engine": {"settings": {"kv_cache_memory_bytes": 5}}},
+        "engine.settings.kv_cache_memory_bytes",
+    ),
+    (
+        "the search space",
+        {"search_space": {"parameters": {"max_num_seqs": {"type": "int", "low": 1, "high": 32}}}},
+        "search_space: changed",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), cases(CHANGED))
+def test_a_changed_study_is_not_resumed(tmp_path: Path, store: Store, change: dict[str, Any], message: str) -> None:
+    run(small(tmp_path, trials=1), store)
+    with pytest.raises(ValueError, match=message):
+        run(small(tmp_path, trials=1, **change), store, resume=True)
+
+
+def test_a_changed_file_is_no_longer_the_same_study(tmp_path: Path, store: Store) -> None:
+    spec = small(tmp_path, trials=1)
+    run(spec, store)
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(ValueError, match="model .the content of the file.: changed since study 'fake' began"):
+        run(spec, store, resume=True)
+
+
+def test_a_study_is_not_started_twice(tmp_path: Path, store: Store) -> None:
+    run(small(tmp_path, trials=1), store)
+    with pytest.raises(ValueError, match="exists; resume it"):
+        run(small(tmp_path, trials=1), store)
+
+
+def test_one_runner_at_a_time(tmp_path: Path, store: Store) -> None:
+    spec = small(tmp_path, trials=1)
+    run(spec, store)
+    store.acquire_lease("fake", "elsewhere:1", 60.0)
+    with pytest.raises(ValueError, match="elsewhere:1"):
+        run(spec, store, resume=True)
+
+
+def test_the_lease_of_a_dead_runner_of_this_machine_is_taken_over(tmp_path: Path, store: Store) -> None:
+    spec = small(tmp_path, trials=1)
+    run(spec, store)
+    child = os.posix_spawn("/bin/true", ["true"], {})
+    os.waitpid(child, 0)
+    store.acquire_lease("fake", f"{socket.gethostname()}:{child}", 600.0)
+    run(spec, store, resume=True)
+    assert store.lease("fake") is None
+
+
+REFUSED = [
+    ("a model that is not there", {"model": "nowhere"}, "model: .*nowhere: expected a checkpoint directory"),
+    ("a class without SLO", {"slos": {"docs": {"ttft": 1}}, "tail": {"slo_class": "docs"}}, "has class 'chat'"),
+    ("fixed and varied", {"engine": {"settings": {"max_num_seqs": 4}}}, "engine.settings.max_num_seqs: fixed here"),
+    ("a baseline outside", {"engine": {"baseline": {"max_num_seqs": 99}}}, "engine.baseline: max_num_seqs: expected"),
+    ("an unknown knob", {"engine": {"baseline": {"max_num_sqs": 9}}}, "did you mean max_num_seqs"),
+    (
+        "an unknown setting",
+        {"engine": {"settings": {"blocksize": 9}}},
+        "unknown setting; did you mean block_size",
+    ),
+    (
+        "a knob the engine lacks",
+        {"search_space": {"parameters": {"speed": {"type": "int", "low": 1, "high": 3}}}},
+        "search_space: speed: the bundled engine has no such setting",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), cases(REFUSED))
+def test_mistakes_in_the_study_file_start_nothing(
+    tmp_path: Path, store: Store, change: dict[str, Any], message: str
+) -> None:
+    testbed = FakeTestbed()
+    with pytest.raises(ValueError, match=message) as caught:
+        run_study(small(tmp_path, **change), store, testbed, Log(), {}, False)
+    assert "\n" not in str(caught.value)
+    assert testbed.calls == [] and store.study_names() == ()
+
+
+def test_without_a_draft_model_speculation_is_not_searched(tmp_path: Path, store: Store) -> None:
+    parameters = {
+        "max_num_seqs": {"type": "int", "low": 1, "high": 64},
+        "num_speculative_tokens": {"type": "int", "low": 0, "high": 4},
+    }
+    run(small(tmp_path, search_space={"parameters": parameters}), store)
+    assert {tuple(trial.knobs) for trial in load_results(store, "fake").trials} == {("max_num_seqs",)}
+    run(small(tmp_path, name="drafted", draft_model="draft", search_space={"parameters": parameters}), store)
+    drafted: StudyResults = load_results(store, "drafted")
+    assert drafted.baseline.knobs == {"max_num_seqs": 16, "num_speculative_tokens": 0}

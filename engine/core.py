@@ -1,7 +1,7 @@
 """The step loop: a process that owns the model and does nothing but drain messages, step, and send outputs.
 
-Started by `engine.core_client` as `python -m engine.core FD`; FD is one end of a socket pair. It ends when the
-other end closes, so no kill of the API process leaves it behind.
+Started by `engine.core_client` as `python -m engine.core_process FD`; FD is one end of a socket pair. It ends when
+the other end closes, so no kill of the API process leaves it behind. The loop itself is free of torch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PR_SET_PDEATHSIG = 1
 DETAIL_CHARS = 300
 
 
-def main(load: Callable[[EngineConfig], LLMEngine] | None = None) -> int:
+def main(load: Callable[[EngineConfig], LLMEngine]) -> int:
     """Load the model named by the first frame and serve until the other end closes. Returns the exit status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API process decides.
     _die_with_parent()
@@ -75,12 +75,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
-def _load_and_serve(connection: Connection, load: Callable[[EngineConfig], LLMEngine] | None) -> None:
+def _load_and_serve(connection: Connection, load: Callable[[EngineConfig], LLMEngine]) -> None:
     config = parse_config(msgspec.msgpack.decode(connection.receive_first()), source="engine")
-    if load is None:
-        from engine.model_runner import load_engine  # torch, and with it seconds: only in this process
-
-        load = load_engine
     try:
         engine = load(config)
     except (ValueError, FileNotFoundError) as error:
@@ -122,7 +118,3 @@ def _die_with_parent() -> None:
     """On Linux the kernel kills this process with its parent, even inside a long call that never reads the socket."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

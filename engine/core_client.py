@@ -19,7 +19,7 @@ from engine.framing import FrameSplitter, pack
 from engine.messages import Abort, Add, Died, FromEngine, Outputs, Ready, Reconfigure, Reconfigured, Rejected
 from engine.sequence import EngineStats, SamplingParams, SequenceOutput
 
-CORE_COMMAND = (sys.executable, "-m", "engine.core")
+CORE_COMMAND = (sys.executable, "-m", "engine.core_process")
 EXIT_CODES = {"config": 2, "out_of_memory": 3, "crash": 4}
 STOP_GRACE_S = 1.0
 

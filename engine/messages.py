@@ -1,6 +1,6 @@
 """What the API process and the step-loop process say to each other: msgspec structs, length-prefixed.
 
-A frame is a 4-byte big-endian length and a msgspec JSON-free MessagePack body. No pickle.
+A frame is a 4-byte big-endian length and a MessagePack body. No pickle.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Reconfigured(msgspec.Struct, frozen=True, tag=True):
 
 
 class Died(msgspec.Struct, frozen=True, tag=True):
-    """Last words of the step loop: kind is "out_of_memory" or "crash"; detail one line without prompt text."""
+    """Last words of the step loop. kind: "config" (the checkpoint cannot be served), "out_of_memory" or "crash";
+    detail: one line without prompt text."""
 
     kind: str
     detail: str

@@ -41,38 +41,37 @@ class ModelRunner:
         self._build_cache(config)
 
     def reconfigure(self, config: EngineConfig) -> None:
-        """Rebuild the page pool when a setting of cost "cache" changed; weights stay loaded."""
+        """Rebuild the page pool when a setting of cost "cache" changed; weights stay loaded.
+
+        Raises ValueError, with everything as it was, when the new pool would hold no page.
+        """
         if self._config.cost_of(config) == "cache":
-            # Two pools at once might not fit.
-            self._cache, self._drafter = [], None
             self._build_cache(config)
         self._config = config
 
     def _build_cache(self, config: EngineConfig) -> None:
-        self._config = config
-        dtype = config.kv_cache_dtype
-        name = str(self._dtype).removeprefix("torch.") if dtype == "auto" else dtype
-        drafting = config.num_speculative_tokens > 0
         shapes = [self._model.config]
-        if drafting:
+        if config.num_speculative_tokens > 0:
             assert self._draft_model is not None, "EngineConfig admits speculation only with a draft model"
             shapes.append(self._draft_model.config)
-        page = sum(2 * s.layers * page_bytes(name, config.block_size, s.kv_heads, s.head_dim) for s in shapes)
-        self.num_blocks = config.kv_cache_memory_bytes // page
-        if self.num_blocks < 1:
+        dtype = str(self._dtype).removeprefix("torch.") if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
+        page = sum(2 * s.layers * page_bytes(dtype, config.block_size, s.kv_heads, s.head_dim) for s in shapes)
+        num_blocks = config.kv_cache_memory_bytes // page
+        if num_blocks < 1:
             raise ValueError(
                 f"kv_cache_memory_bytes: {config.kv_cache_memory_bytes} holds no page; one takes {page} bytes"
             )
-        self._cache = self._allocate(self._model.config, name)
-        if drafting:
-            assert self._draft_model is not None
-            cache = self._allocate(self._draft_model.config, name)
-            self._drafter = Drafter(
-                self._draft_model, cache, config.block_size, config.kv_window, config.kv_sink_tokens
-            )
+        self.num_blocks = num_blocks
+        # The old pool goes first: two at once might not fit.
+        self._cache, self._drafter = [], None
+        caches = [self._allocate(shape, dtype, config.block_size) for shape in shapes]
+        self._cache = caches[0]
+        if self._draft_model is not None and len(caches) == 2:
+            geometry = (config.block_size, config.kv_window, config.kv_sink_tokens)
+            self._drafter = Drafter(self._draft_model, caches[1], *geometry)
 
-    def _allocate(self, shape: LlamaConfig, dtype: str) -> Cache:
-        size = (self.num_blocks, self._config.block_size, shape.kv_heads, shape.head_dim, self._device)
+    def _allocate(self, shape: LlamaConfig, dtype: str, block_size: int) -> Cache:
+        size = (self.num_blocks, block_size, shape.kv_heads, shape.head_dim, self._device)
         return [(PagedTensor.empty(dtype, *size), PagedTensor.empty(dtype, *size)) for _ in range(shape.layers)]
 
     @torch.inference_mode()

@@ -1,6 +1,6 @@
 """A step loop without a model: the next token is the previous one plus one. For the API process's own behaviour.
 
-Run as a program it takes the place of `python -m engine.core`. Prompts that begin with CRASH, OUT_OF_MEMORY or
+Run as a program it takes the place of `python -m engine.core_process`. Prompts that begin with CRASH, OUT_OF_MEMORY or
 REFUSE make it do that; STALL makes it give one token and then hold the request.
 """
 

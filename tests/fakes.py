@@ -65,7 +65,7 @@ class FakeTestbed:
             time_scale=load.time_scale,
             duration=load.duration,
             records=records,
-            probes=_answers(config, probes or ()),
+            probes=_answers(config, () if stopped else probes or ()),
             environment={"machine": "fake"},
             seconds={"reconfigure": 0.1, "replay": load.duration, "quality": 0.2},
             stopped=stopped,

@@ -49,7 +49,7 @@ class StudyConsole:
         if self._console.is_terminal:
             self.phase("start", 0.0)
         elif not what.startswith("trial "):
-            self._console.print(self._doing)
+            self._line(self._doing)
 
     def phase(self, phase: str, share: float) -> None:
         """The testbed is in this phase and has done this share of it."""
@@ -58,12 +58,15 @@ class StudyConsole:
             self._live.update(Text(f"{self._doing} · {phase}{done} · {self._standing()}"), refresh=True)
 
     def note(self, text: str) -> None:
-        self._console.print(text)
+        self._line(text)
+
+    def _line(self, text: str) -> None:
+        self._console.print(Text(text), soft_wrap=True)
 
     def trial_ended(self, number: int, outcome: Outcome) -> None:
         name = "baseline" if number == 0 else f"trial {number}/{self._spec.budget.trials}"
         if outcome.objectives is None:
-            self._console.print(f"{name:<12} {outcome.state:<10} {outcome.reason}: {outcome.detail}")
+            self._line(f"{name:<12} {outcome.state:<10} {outcome.reason}: {outcome.detail}")
             return
         goodput, quality, tail = outcome.objectives
         if number == 0:
@@ -73,7 +76,7 @@ class StudyConsole:
         state = "feasible" if outcome.feasible else "infeasible"
         figures = f"goodput {goodput:.2f}/s  quality {quality:.4f}  {self._tail_name} {tail:.3f} s"
         stopped = "  stopped early" if outcome.reason else ""
-        self._console.print(f"{name:<12} {state:<10} {figures}{stopped}  [{self._standing()}]", markup=False)
+        self._line(f"{name:<12} {state:<10} {figures}{stopped}  [{self._standing()}]")
 
     @property
     def _tail_name(self) -> str:

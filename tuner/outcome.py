@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from tuner.plan import Plan
 from tuner.results import score
@@ -41,6 +41,19 @@ class Outcome:
         """
         assert self.state != "measured" or set(self.constraints) == set(plan.constraint_names), self.constraints.keys()
         return {name: self.constraints.get(name, WORST) for name in plan.constraint_names}
+
+
+class Reporter(Protocol):
+    """Told what happens, as it happens."""
+
+    def begin(self, what: str) -> None:
+        """A measurement starts: "reference", "calibration x1.5", "trial 3", "holdout of trial 7"."""
+
+    def trial_ended(self, number: int, outcome: Outcome) -> None:
+        """A trial was told."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
 
 
 def judge(plan: Plan, measurement: Measurement, reference: Sequence[ProbeRecord]) -> Outcome:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 from search_spaces.space import SearchSpace, load_space
 from tuner.environment import file_hash, model_hash
 from tuner.errors import ConfigRejected
-from tuner.results import slo_of
+from tuner.results import floor_of, slo_of
+from tuner.scoring.intervals import proportion_lower
 from tuner.scoring.quality import Probe, load_probes
 from tuner.scoring.slo import SLO
 from tuner.serving import adapters
@@ -78,11 +80,13 @@ def make_plan(spec: StudySpec) -> Plan:
     windows = _windows(spec, trace)
     _check_classes(spec, windows)
     baseline = _baseline(spec, space)
+    probes = load_probes(spec.quality.probes)
+    _check_recall(spec, probes)
     return Plan(
         spec=spec,
         space=space,
         windows=windows,
-        probes=load_probes(spec.quality.probes),
+        probes=probes,
         baseline=baseline,
         hashes=_hashes(spec),
         trace_provenance=trace.provenance,
@@ -149,6 +153,17 @@ def _check_classes(spec: StudySpec, windows: Mapping[str, Trace]) -> None:
                 raise ValueError(f"slos: the {name} window has class {slo_class!r}, slos only {known}")
     if spec.tail.slo_class not in windows["tune"].slo_classes:
         raise ValueError(f"tail.slo_class: no request of class {spec.tail.slo_class!r} in the tune window")
+
+
+def _check_recall(spec: StudySpec, probes: Sequence[Probe]) -> None:
+    """A floor that not even faultless answers could prove would make every configuration infeasible."""
+    for name, count in Counter(probe.slice for probe in probes if probe.kind == "recall").items():
+        floor = floor_of(spec, name).min_recall
+        if proportion_lower(count, count) < floor:
+            raise ValueError(
+                f"{spec.quality.probes}: slice {name!r} has {count} recall probes, too few to prove min_recall "
+                f"{floor:g} at 95 % even if all are right (0.9 needs 29); add probes or lower quality.floors"
+            )
 
 
 def _hashes(spec: StudySpec) -> dict[str, str]:

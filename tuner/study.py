@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tuner import search
 from tuner.early_stop import slo_unreachable
 from tuner.errors import LaunchError, ServingError
-from tuner.outcome import Outcome, broken, failed, judge, misses_an_slo
+from tuner.outcome import Outcome, Reporter, broken, failed, judge, misses_an_slo
 from tuner.plan import Plan, make_plan
 from tuner.recommend import recommend
 from tuner.results import load_results
@@ -38,19 +38,6 @@ STOPPABLE = ("calibration", "baseline", "trial")
 """What may stop early when its SLOs are out of reach; validations show how bad it gets."""
 STATES = {"measured": TrialState.COMPLETE, "failed": TrialState.PRUNED, "broken": TrialState.FAIL}
 """Samplers do not see FAIL: what a configuration did wrong is PRUNED with its constraints, so that TPE learns it."""
-
-
-class Reporter(Protocol):
-    """Told what happens, as it happens."""
-
-    def begin(self, what: str) -> None:
-        """A measurement starts: "reference", "calibration x1.5", "trial 3", "holdout of trial 7"."""
-
-    def trial_ended(self, number: int, outcome: Outcome) -> None:
-        """A trial was told."""
-
-    def note(self, text: str) -> None:
-        """Something worth a line."""
 
 
 @dataclass(frozen=True, slots=True)

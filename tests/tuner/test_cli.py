@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import yaml
-
 from typer.testing import CliRunner, Result
 
 from engine.config import load_config

@@ -24,6 +24,9 @@ REFERENCE_KNOBS: Mapping[str, Any] = {
 }
 """Full-precision KV, nothing evicted, no speculation."""
 
+PROBE_KNOBS: Mapping[str, Any] = {"max_num_seqs": 64, "max_num_batched_tokens": 1024, "prefill_chunk_size": None}
+"""Hot settings that the probes are asked with: they change no answer (see quality_key), only how long it takes."""
+
 
 def engine_config(config: ServingConfig) -> EngineConfig:
     """The validated engine configuration. Raises ConfigRejected: one line naming the field."""
@@ -49,6 +52,11 @@ def quality_key(config: ServingConfig) -> str:
     sinks = engine.kv_sink_tokens if engine.kv_window is not None else None
     values = {name: getattr(engine, name) for name in QUALITY_KNOBS} | {"kv_sink_tokens": sinks}
     return "|".join(f"{name}={values[name]}" for name in QUALITY_KNOBS if name != "model")
+
+
+def for_probes(config: ServingConfig) -> ServingConfig:
+    """The same configuration with PROBE_KNOBS."""
+    return ServingConfig(config.engine, config.settings, {**config.knobs, **PROBE_KNOBS})
 
 
 def change_cost(old: ServingConfig, new: ServingConfig) -> ReconfigurationCost | None:

@@ -59,7 +59,7 @@ class Testbed(Protocol):
     def measure(
         self, config: ServingConfig, load: Load, *, purpose: Purpose, probes: Sequence[Probe] | None, stop: Stop | None
     ) -> Measurement:
-        """Replay `load`, then ask `probes` (None: the measurement has no probe records)."""
+        """Replay `load`, then ask `probes`. Without any, or after a stopped replay, there are no probe records."""
 
     def answer(self, config: ServingConfig, probes: Sequence[Probe]) -> tuple[ProbeRecord, ...]:
         """Ask the probes only."""
@@ -145,7 +145,8 @@ class LiveTestbed:
                 replayed = await self._replay(api, load, model, stop)
             after = await api.counters()
             with _timed(seconds, "quality"):
-                answers = await self._ask(api, model, probes) if probes is not None else ()
+                unasked = probes is None or replayed.stopped is not None
+                answers = () if unasked else await self._ask(api, model, config, probes or ())
         return Measurement(
             config=config,
             purpose=purpose,
@@ -164,7 +165,7 @@ class LiveTestbed:
     async def _answer(self, config: ServingConfig, probes: Sequence[Probe]) -> tuple[ProbeRecord, ...]:
         await self._apply(config)
         async with EngineApi(self._alive().base_url) as api:
-            return await self._ask(api, await api.model_name(), probes)
+            return await self._ask(api, await api.model_name(), config, probes)
 
     async def _apply(self, config: ServingConfig) -> bool:
         """Make the engine run `config`. Returns whether the process is the one that ran before."""
@@ -231,7 +232,11 @@ class LiveTestbed:
             raise failure
         return replayed
 
-    async def _ask(self, api: EngineApi, model: str, probes: Sequence[Probe]) -> tuple[ProbeRecord, ...]:
+    async def _ask(
+        self, api: EngineApi, model: str, config: ServingConfig, probes: Sequence[Probe]
+    ) -> tuple[ProbeRecord, ...]:
+        """Through the same serving path, in batches that need not respect the SLOs."""
+        await self._apply(adapters.for_probes(config))
         self._on_phase("quality", 0.0)
         watchdog = Watchdog(self._alive(), api, self._settings.hang_timeout)
         return await watchdog.run(asyncio.ensure_future(api.ask(model, probes)))

@@ -1,12 +1,12 @@
 """The exceptions of the tuner.
 
-    ValueError                   the user's mistake: bad file, bad value, unknown key. One line, exit code 2.
-    ServingError                 the engine under test failed; ends the trial, never the study
-    ├── LaunchError              the process did not become healthy
-    ├── EngineCrashed            the process died
-    ├── EngineOutOfMemory        the process died, or refused the configuration, for want of memory
-    ├── EngineHung               no progress before the deadline
-    └── ConfigRejected           the engine says that this configuration cannot run
+ValueError                   the user's mistake: bad file, bad value, unknown key. One line, exit code 2.
+ServingError                 the engine under test failed; ends the trial, never the study
+├── LaunchError              the process did not become healthy
+├── EngineCrashed            the process died
+├── EngineOutOfMemory        the process died, or refused the configuration, for want of memory
+├── EngineHung               no progress before the deadline
+└── ConfigRejected           the engine says that this configuration cannot run
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 SHAPES = {
     "mini": Shape(),
     "mini-draft": Shape(
-        hidden_size=192, intermediate_size=512, num_hidden_layers=1, num_attention_heads=6, num_key_value_heads=3
+        hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1
     ),
 }
 
@@ -56,11 +56,11 @@ CURRICULA = {
         ("mixture-256", 250, 16, 256, 0.1, 0.4),
         ("mixture-512", 300, 8, 512, 0.1, 0.4),
         ("mixture-1024", 500, 4, 1024, 0.1, 0.4),
-        ("mixture-2048", 1100, 2, 2048, 0.1, 0.4),
+        ("mixture-2048", 600, 2, 2048, 0.1, 0.4),
     ]),
     "mini-draft": _phases(corpus.DRAFT_SLICES, [
-        ("text-256", 3000, 16, 256, 0.0, 0.15),
-        ("text-1024", 400, 4, 1024, 0.0, 0.2),
+        ("text-256", 1500, 16, 256, 0.0, 0.15),
+        ("text-1024", 300, 4, 1024, 0.0, 0.2),
         ("text-2048", 150, 2, 2048, 0.0, 0.25),
     ]),
 }  # fmt: skip

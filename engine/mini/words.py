@@ -1,7 +1,7 @@
 """Word lists of the procedural corpus.
 
-Fact keys and fact values appear in the recall slice alone, so that an answer can only come from the context and
-never from what the other slices taught. The shifted slice has its own lists in `shifted.py`.
+Fact keys appear in the recall slice alone and values are drawn at random, so that an answer can only come from the
+context and never from what the other slices taught. The shifted slice has its own lists in `shifted.py`.
 """
 
 # ruff: noqa: SIM905

@@ -29,8 +29,7 @@ def test_a_document_is_a_function_of_split_seed_and_index(name: str) -> None:
 @pytest.mark.parametrize("name", corpus.SLICES)
 def test_a_document_has_about_the_length_asked_for(name: str, tok: tokenizer.Tokenizer) -> None:
     text = corpus.document(name, corpus.stream("test", 0, 0), 600, lambda piece: len(tok.encode(piece).ids))
-    longest = 450  # a log of six jobs; only whole documents are added, and recall stops one filler short
-    assert 600 - longest <= len(tok.encode(text).ids) <= 600 + longest
+    assert 500 <= len(tok.encode(text).ids) <= 1050  # whole documents; the longest is a log of six jobs
 
 
 def test_the_shifted_slice_shares_few_words_with_the_draft_s_slices() -> None:

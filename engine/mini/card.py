@@ -159,11 +159,12 @@ def main() -> None:
     parser.add_argument("--readme", type=Path, default=HERE / "README.md")
     parser.add_argument("--count", type=int, default=60, help="probes per length and per slice")
     options = parser.parse_args()
-    tok = tokenizer.load(options.models / "mini")
-    settings = {"model": str(options.models / "mini"), "device": "cpu"}
+    models: Path = options.models.resolve()  # the engine takes paths relative to its configuration file
+    tok = tokenizer.load(models / "mini")
+    settings = {"model": str(models / "mini"), "device": "cpu"}
     with engine(settings) as client:
         table = cache_table(client, tok, options.count)
-    draft = {"draft_model": str(options.models / "mini-draft"), "num_speculative_tokens": 1}
+    draft = {"draft_model": str(models / "mini-draft"), "num_speculative_tokens": 1}
     with engine({**settings, **draft}) as client:
         table += ["", *slice_table(client, tok, max(8, options.count // 3))]
     table += ["", f"{options.count} probes per recall length, {max(8, options.count // 3)} per slice, seed {SEED}."]

@@ -44,12 +44,17 @@ class StudyConsole:
         self._live.stop()
 
     def begin(self, what: str) -> None:
-        number = what.removeprefix("trial ")
-        self._doing = f"trial {number} of {self._spec.budget.trials}" if what.startswith("trial ") else what
+        self._doing = what
         if self._console.is_terminal:
             self.phase("start", 0.0)
-        elif not what.startswith("trial "):
-            self._line(self._doing)
+        elif not what.startswith(("trial ", "baseline")):
+            self._line(what)
+
+    def resumed(self, earlier: Mapping[int, Outcome]) -> None:
+        for number, outcome in earlier.items():
+            self._note_best(number, outcome)
+        if earlier:
+            self._line(f"resumed after {len(earlier)} measured trials  [{self._standing()}]")
 
     def phase(self, phase: str, share: float) -> None:
         """The testbed is in this phase and has done this share of it."""
@@ -64,19 +69,27 @@ class StudyConsole:
         self._console.print(Text(text), soft_wrap=True)
 
     def trial_ended(self, number: int, outcome: Outcome) -> None:
-        name = "baseline" if number == 0 else f"trial {number}/{self._spec.budget.trials}"
+        name = "baseline" if number == 0 else f"trial {number}"
+        if self._doing.startswith(f"{name} "):
+            name = self._doing
         if outcome.objectives is None:
-            self._line(f"{name:<12} {outcome.state:<10} {outcome.reason}: {outcome.detail}")
+            self._line(f"{name:<16} {outcome.state:<10} {outcome.reason}: {outcome.detail}")
             return
         goodput, quality, tail = outcome.objectives
+        self._note_best(number, outcome)
+        state = "feasible" if outcome.feasible else "infeasible"
+        known = "-" if outcome.reason and not quality else f"{quality:.4f}"  # a stopped replay asks no probes
+        figures = f"goodput {goodput:.2f}/s  quality {known}  {self._tail_name} {tail:.3f} s"
+        stopped = "  stopped early" if outcome.reason else ""
+        self._line(f"{name:<16} {state:<10} {figures}{stopped}  [{self._standing()}]")
+
+    def _note_best(self, number: int, outcome: Outcome) -> None:
+        assert outcome.objectives is not None
+        goodput = outcome.objectives[0]
         if number == 0:
             self._baseline = goodput
         if outcome.feasible and (self._best is None or goodput > self._best[0]):
             self._best = (goodput, number)
-        state = "feasible" if outcome.feasible else "infeasible"
-        figures = f"goodput {goodput:.2f}/s  quality {quality:.4f}  {self._tail_name} {tail:.3f} s"
-        stopped = "  stopped early" if outcome.reason else ""
-        self._line(f"{name:<12} {state:<10} {figures}{stopped}  [{self._standing()}]")
 
     @property
     def _tail_name(self) -> str:

@@ -47,7 +47,10 @@ class Reporter(Protocol):
     """Told what happens, as it happens."""
 
     def begin(self, what: str) -> None:
-        """A measurement starts: "reference", "calibration x1.5", "trial 3", "holdout of trial 7"."""
+        """A measurement starts: "reference", "calibration x1.5", "trial 3 (2/24)", "holdout of trial 7"."""
+
+    def resumed(self, earlier: Mapping[int, Outcome]) -> None:
+        """The search begins; trial number -> what was measured before this run."""
 
     def trial_ended(self, number: int, outcome: Outcome) -> None:
         """A trial was told."""

@@ -72,6 +72,7 @@ def run_study(
         try:
             reference = _reference(session)
             _reconcile(session, reference)
+            report.resumed(_earlier(session))
             time_scale = _time_scale(session)
             _search(session, reference, time_scale)
             _validate(session, time_scale)
@@ -145,6 +146,12 @@ def _measurement_of(session: Session, number: int) -> Measurement | None:
     return None
 
 
+def _earlier(session: Session) -> dict[int, Outcome]:
+    """What the study measured before this run."""
+    done = session.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return {t.number: Outcome("measured", (t.values[0], t.values[1], t.values[2]), t.constraints) for t in done}
+
+
 def _time_scale(session: Session) -> float:
     """How much faster than recorded the trials replay: given, found earlier, or found now."""
     if (known := session.store.study_info(session.name).time_scale) is not None:
@@ -174,7 +181,8 @@ def _search(session: Session, reference: tuple[ProbeRecord, ...], time_scale: fl
     in_a_row = 0
     while not search.exhausted(study.get_trials(deepcopy=False), spec.budget.trials, spec.budget.seconds):
         proposal = search.ask(study, session.plan.space, spec.seed, spec.budget.startup_trials)
-        session.report.begin(f"trial {proposal.trial.number}")
+        spent = search.searched(study.get_trials(deepcopy=False))
+        session.report.begin(f"trial {proposal.trial.number} ({spent + 1}/{spec.budget.trials})")
         config = session.plan.config(proposal.knobs)
         outcome = _attempt(session, proposal.trial.number, config, load, reference)
         if proposal.replicate:
@@ -253,8 +261,9 @@ def _tell(session: Session, trial: optuna.Trial, outcome: Outcome, config: Servi
     """Constraints last but one and always the same ones in the same order; then the values or the state."""
     if outcome.reason is not None:
         trial.set_user_attr("reason", outcome.reason)
+    told = trial.constraints
     for name, value in outcome.ordered(session.plan).items():
-        if name not in trial.constraints:
+        if name not in told:
             trial.set_constraint(name, value)
     session.study.tell(trial, outcome.objectives, STATES[outcome.state])
     _record(session, trial.number, outcome, config)
@@ -282,15 +291,10 @@ def _validate(session: Session, time_scale: float) -> None:
             todo.append((number, "holdout", session.plan.load("holdout", time_scale)))
     for number in dict.fromkeys((0, *finalists[:1])):
         todo.append((number, "recorded_rate", session.plan.load("tune", 1.0)))
-    for number, purpose, load in todo:
-        if (number, purpose) not in done:
-            session.report.begin(f"{purpose.replace('_', ' ')} of trial {number}")
-            _validate_one(session, number, purpose, load)
-
-
-def _validate_one(session: Session, number: int, purpose: Purpose, load: Load) -> None:
-    config = session.plan.config(session.study.get_trials(deepcopy=False)[number].params)
-    try:
-        _measure(session, number, config, load, purpose)
-    except ServingError as error:
-        session.report.note(f"{purpose} of trial {number} failed: {error.reason}: {error}")
+    for number, purpose, load in [entry for entry in todo if entry[:2] not in done]:
+        session.report.begin(f"{purpose.replace('_', ' ')} of trial {number}")
+        config = session.plan.config(results.trials[number].knobs)
+        try:
+            _measure(session, number, config, load, purpose)
+        except ServingError as error:
+            session.report.note(f"{purpose} of trial {number} failed: {error.reason}: {error}")

@@ -70,7 +70,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     done = tune("run", study_file(tmp_path), "--out", tmp_path / "runs")
     assert done.exit_code == 0, done.stderr
     run = tmp_path / "runs" / "fake"
-    assert "trial 4/4" in done.stderr and "baseline" in done.stdout and "goodput" in done.stdout
+    assert "(4/4)" in done.stderr and "baseline" in done.stdout and "goodput" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
     files = (
         "study.db",
@@ -86,15 +86,22 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     assert [gone(pid) for pid in started(tmp_path)] == [True]
     again = tune("run", tmp_path / "study.yaml", "--out", tmp_path / "runs")
     assert again.exit_code == 2 and "expected --resume to go on or --fresh" in again.stderr
-    assert tune("run", run / "study.yaml", "--out", tmp_path / "runs", "--resume").exit_code == 0
     later = tune("recommend", run)
     assert later.exit_code == 0 and later.stdout.splitlines()[0] in done.stdout
     assert tune("report", run, "--out", tmp_path / "r.html").exit_code == 0
     assert (tmp_path / "r.html").stat().st_size > 1000
     exported = tune("export", run, "--to", "vllm", "--out", tmp_path / "there")
     assert exported.exit_code == 0 and (tmp_path / "there" / "vllm.yaml").is_file()
-    assert tune("run", tmp_path / "study.yaml", "--out", tmp_path / "runs", "--fresh").exit_code == 0
-    assert len(states(run)) == 5
+
+
+def test_fresh_starts_over_and_touches_nothing_else(tmp_path: Path) -> None:
+    study = study_file(tmp_path, budget={"trials": 1, "finalists": 0})
+    run = tmp_path / "runs" / "fake"
+    assert tune("run", study, "--out", tmp_path / "runs").exit_code == 0
+    (run / "notes.txt").write_text("mine")
+    assert tune("run", run / "study.yaml", "--out", tmp_path / "runs", "--fresh").exit_code == 0
+    assert states(run) == ["COMPLETE"] * 2
+    assert (run / "notes.txt").read_text() == "mine"
 
 
 def test_kill_9_and_resume_lose_no_finished_trial(tmp_path: Path) -> None:

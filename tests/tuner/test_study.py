@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Log:
     def __init__(self, stop_at: str = "") -> None:
         self.begun: list[str] = []
         self.ended: dict[int, Outcome] = {}
+        self.earlier: dict[int, Outcome] = {}
         self.notes: list[str] = []
         self._stop_at = stop_at
 
@@ -37,6 +38,9 @@ class Log:
         if what == self._stop_at:
             raise KeyboardInterrupt
         self.begun.append(what)
+
+    def resumed(self, earlier: Mapping[int, Outcome]) -> None:
+        self.earlier = dict(earlier)
 
     def trial_ended(self, number: int, outcome: Outcome) -> None:
         self.ended[number] = outcome
@@ -242,11 +246,14 @@ def test_a_configuration_that_the_engine_never_sees(tmp_path: Path, store: Store
 def test_an_interrupted_study_goes_on_and_loses_nothing(tmp_path: Path, store: Store) -> None:
     spec = small(tmp_path, trials=5)
     with pytest.raises(KeyboardInterrupt):
-        run(spec, store, log=Log(stop_at="trial 3"))
+        run(spec, store, log=Log(stop_at="trial 3 (3/5)"))
     kept = [t.params for t in store.optuna_trials("fake") if t.state is TrialState.COMPLETE]
     assert len(kept) == 3
     assert TrialState.RUNNING not in states(store)
-    testbed = run(spec, store, resume=True)
+    log = Log()
+    testbed = run(spec, store, log=log, resume=True)
+    assert log.earlier.keys() == {0, 1, 2}
+    assert all(outcome.objectives is not None and len(outcome.constraints) == 3 for outcome in log.earlier.values())
     trials = store.optuna_trials("fake")
     assert states(store) == [TrialState.COMPLETE] * 3 + [TrialState.FAIL] + [TrialState.COMPLETE] * 3
     assert [t.params for t in trials[:3]] == kept
@@ -282,7 +289,7 @@ def test_a_running_trial_with_a_measurement_is_told(tmp_path: Path, store: Store
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(spec, store, log=Log(stop_at="trial 1"))
+        run(spec, store, log=Log(stop_at="trial 1 (1/3)"))
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr("tuner.study.judge", die)
         run(spec, store, resume=True)

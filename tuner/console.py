@@ -157,14 +157,14 @@ def _gain_cells(gain: Gain) -> tuple[str, str]:
 
 def _replay_table(classes: Iterable[ClassMetrics], slos: Mapping[str, SLO]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading in ("class", "offered", "finished", "good", "metric", "bound", "p50", "p90", "p95", "p99"):
-        table.add_column(heading, justify="left" if heading in ("class", "metric") else "right")
+    for heading in ("class", "offered", "finished", "good", "seconds", "bound", "p50", "p90", "p95", "p99"):
+        table.add_column(heading, justify="left" if heading in ("class", "seconds") else "right")
     for found in classes:
         first = [found.name, str(found.offered), str(found.finished), str(found.good)]
         for metric, ranks in found.percentiles.items():
             bound = slos[found.name].bounds.get(metric)
             values = [f"{ranks[rank]:.4f}" for rank in (50, 90, 95, 99)]
-            table.add_row(*first, f"{metric} (s)", "-" if bound is None else f"{bound:g}", *values)
+            table.add_row(*first, metric, "-" if bound is None else f"{bound:g}", *values)
             first = ["", "", "", ""]
         if not found.percentiles:
             table.add_row(*first)

@@ -8,13 +8,13 @@ from typing import Literal, Protocol
 
 from tuner.plan import Plan
 from tuner.results import score
-from tuner.scoring.metrics import traffic_metrics
+from tuner.scoring.metrics import ClassMetrics, traffic_metrics
 from tuner.scoring.quality import ProbeRecord
 from tuner.scoring.slo import BADNESS_CAP
 from tuner.serving.measurement import Measurement
 
-WORST = BADNESS_CAP
-"""Every constraint of a trial that was not measured: as far from feasible as an SLO can be missed."""
+WORST = BADNESS_CAP + 1.0
+"""Every constraint of a trial that was not measured: as far from feasible as an SLO can be missed (see graded)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,25 @@ class Reporter(Protocol):
 def judge(plan: Plan, measurement: Measurement, reference: Sequence[ProbeRecord]) -> Outcome:
     """The outcome of a measured trial."""
     scored = score(measurement, reference, plan.spec)
-    return Outcome("measured", scored.objectives, scored.constraints, measurement.stopped)
+    told = dict(scored.constraints)
+    for name, found in scored.traffic.classes.items():
+        told[f"slo:{name}"] = graded(found)
+    if scored.quality is None:
+        # Not asked because the SLOs were hopeless: no reason for the sampler to shun this quality.
+        told |= {name: 0.0 for name in told if name.startswith("quality:")}
+    return Outcome("measured", scored.objectives, told, measurement.stopped)
+
+
+def graded(found: ClassMetrics) -> float:
+    """The violation for the sampler: where an SLO is missed, plus the missing share of good requests, 0 to 1.
+
+    The violation itself is at its cap as soon as too many requests never end, however many were good; without the
+    share, overloaded configurations would all look alike. Requests that a stopped replay never sent are left out.
+    """
+    if found.violation <= 0:
+        return found.violation
+    sent = found.offered - found.errors.get("not_sent", 0)
+    return found.violation + max(found.target - found.good / max(sent, 1), 0.0)
 
 
 def failed(reason: str, detail: str, seconds: float = 0.0) -> Outcome:

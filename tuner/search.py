@@ -7,6 +7,7 @@ one would have.
 from __future__ import annotations
 
 import json
+import random
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ RE_ASKS = 20
 """How often a proposal that was tried before is thrown away, and then as often a random one, before the configuration
 is measured again, as a replicate."""
 SEED_STRIDE = 10_007
+NEAR_KNOBS = 2
 SEARCHED = (TrialState.COMPLETE, TrialState.PRUNED)
 INTERRUPTED = "interrupted"
 """Value of the trial attribute "reason" of a trial whose runner died; its parameters are asked again."""
@@ -54,15 +56,18 @@ def directions() -> list[StudyDirection]:
     return [StudyDirection[direction.upper()] for direction in DIRECTIONS]
 
 
-def ask(study: optuna.Study, space: SearchSpace, seed: int, startup_trials: int) -> Proposal:
+def ask(
+    study: optuna.Study, space: SearchSpace, baseline: Mapping[str, Any], seed: int, startup_trials: int
+) -> Proposal:
     """The next trial: an enqueued one if there is any, otherwise what TPE proposes from the finished trials.
 
-    Proposals are drawn from a copy in memory, so that those thrown away as repeats leave no trace in the study.
+    Of the startup trials every other one is near the baseline, see `_near`. Proposals are drawn from a copy in memory,
+    so that those thrown away as repeats leave no trace in the study.
     """
     trials = study.get_trials(deepcopy=False)
-    tried = {key(space.active(t.params)) for t in trials if t.state in SEARCHED and t.params}
+    tried = {key(space.active(t.params)) for t in trials if t.state.is_finished() and not _interrupted(t)}
     if not any(trial.state == TrialState.WAITING for trial in trials):
-        study.enqueue_trial(_propose(trials, space, tried, seed, startup_trials))
+        study.enqueue_trial(_propose(trials, space, baseline, tried, seed, startup_trials))
     trial = study.ask()
     knobs = suggest(trial, space)
     return Proposal(trial, knobs, replicate=key(knobs) in tried)
@@ -90,7 +95,7 @@ def key(knobs: Mapping[str, Any]) -> str:
 def searched(trials: Collection[FrozenTrial]) -> int:
     """Trials that used up budget: all that ended except the baseline and those whose runner died."""
     ended = [t for t in trials if t.state.is_finished() and t.number != 0]
-    return sum(t.user_attrs.get("reason") != INTERRUPTED for t in ended)
+    return sum(not _interrupted(t) for t in ended)
 
 
 def exhausted(trials: Collection[FrozenTrial], budget_trials: int, budget_seconds: float | None) -> bool:
@@ -99,23 +104,52 @@ def exhausted(trials: Collection[FrozenTrial], budget_trials: int, budget_second
     return searched(trials) >= budget_trials or (budget_seconds is not None and spent >= budget_seconds)
 
 
+def _interrupted(trial: FrozenTrial) -> bool:
+    return trial.user_attrs.get("reason") == INTERRUPTED
+
+
 def _propose(
-    trials: list[FrozenTrial], space: SearchSpace, tried: Collection[str], seed: int, startup_trials: int
+    trials: list[FrozenTrial],
+    space: SearchSpace,
+    baseline: Mapping[str, Any],
+    tried: Collection[str],
+    seed: int,
+    startup_trials: int,
 ) -> dict[str, Any]:
     """Knob values that were not tried, or after too many repeats some that were."""
     finished = [trial for trial in trials if trial.state in SEARCHED]
-    shadow = optuna.create_study(
-        directions=directions(),
-        sampler=_tpe(seed * SEED_STRIDE + len(trials), startup_trials),
-    )
+    own_seed = seed * SEED_STRIDE + len(trials)
+    near = len(finished) < startup_trials and len(finished) % 2 == 1
+    rng = random.Random(own_seed)
+    shadow = optuna.create_study(directions=directions(), sampler=_tpe(own_seed, startup_trials))
     shadow.add_trials(finished)
     for asked in range(2 * RE_ASKS):
         if asked == RE_ASKS:
-            shadow.sampler = RandomSampler(seed=seed * SEED_STRIDE + len(trials))
+            shadow.sampler = RandomSampler(seed=own_seed)
         values = suggest(shadow.ask(), space)
+        if near and asked < RE_ASKS:
+            values = _near(space, baseline, values, rng)
         if key(values) not in tried:
             break
     return values
+
+
+def _near(
+    space: SearchSpace, baseline: Mapping[str, Any], drawn: Mapping[str, Any], rng: random.Random
+) -> dict[str, Any]:
+    """The baseline with NEAR_KNOBS of its knobs as drawn, and what those make active.
+
+    Past the knee a random configuration is mostly hopeless in some knob; near a sane one the effect of each shows.
+    """
+    changed = set(rng.sample(list(baseline), min(NEAR_KNOBS, len(baseline))))
+    values = {**drawn, **{name: value for name, value in baseline.items() if name not in changed}}
+    for name, parameter in space.parameters.items():
+        values.setdefault(name, _any_value(parameter))
+    return space.active(values)
+
+
+def _any_value(parameter: Parameter) -> Any:
+    return parameter.choices[0] if isinstance(parameter, ChoiceParameter) else parameter.low
 
 
 def _tpe(seed: int, startup_trials: int) -> TPESampler:

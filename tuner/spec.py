@@ -95,7 +95,9 @@ class BudgetSpec(_Section):
 
     trials: int = Field(24, ge=1)
     seconds: float | None = Field(None, gt=0)
-    startup_trials: int = Field(8, ge=1, description="Random trials before the sampler models anything.")
+    startup_trials: int = Field(
+        8, ge=1, description="Trials before the sampler models anything: random, every other near the baseline."
+    )
     finalists: int = Field(2, ge=0, description="Candidates measured again on the held-out window.")
 
 

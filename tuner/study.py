@@ -33,7 +33,7 @@ LADDER = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0)
 LAUNCHES = 2
 """A process that does not come up is tried this often before it counts as broken."""
 MAX_BROKEN = 3
-"""Trials in a row that end for reasons outside their configuration before the study gives up."""
+"""Trials in a row that may end for reasons outside their configuration."""
 STOPPABLE = ("calibration", "baseline", "trial")
 """What may stop early when its SLOs are out of reach; validations show how bad it gets."""
 STATES = {"measured": TrialState.COMPLETE, "failed": TrialState.PRUNED, "broken": TrialState.FAIL}
@@ -166,24 +166,26 @@ def _time_scale(session: Session) -> float:
         if scale not in done:
             session.report.begin(f"calibration x{scale:g}")
             done[scale] = _measure(session, None, config, session.plan.load("tune", scale), "calibration")
-        if misses_an_slo(session.plan, done[scale]):
+        if misses := misses_an_slo(session.plan, done[scale]):
             break
     session.store.set_time_scale(session.name, scale)
-    session.report.note(f"load: {scale:g} times the recorded rate, the first at which the baseline misses an SLO")
+    why = "the first step at which the baseline misses an SLO" if misses else "where the baseline still holds its SLOs"
+    session.report.note(f"load: {scale:g} times the recorded rate, {why}")
     return scale
 
 
 def _search(session: Session, reference: tuple[ProbeRecord, ...], time_scale: float) -> None:
     """Baseline first, then trials until the budget is spent."""
-    spec, study, load = session.plan.spec, session.study, session.plan.load("tune", time_scale)
+    plan, study = session.plan, session.study
+    spec, load = plan.spec, plan.load("tune", time_scale)
     if not study.get_trials(deepcopy=False):
         _add_baseline(session, reference, load)
     in_a_row = 0
     while not search.exhausted(study.get_trials(deepcopy=False), spec.budget.trials, spec.budget.seconds):
-        proposal = search.ask(study, session.plan.space, spec.seed, spec.budget.startup_trials)
+        proposal = search.ask(study, plan.space, plan.baseline, spec.seed, spec.budget.startup_trials)
         spent = search.searched(study.get_trials(deepcopy=False))
         session.report.begin(f"trial {proposal.trial.number} ({spent + 1}/{spec.budget.trials})")
-        config = session.plan.config(proposal.knobs)
+        config = plan.config(proposal.knobs)
         outcome = _attempt(session, proposal.trial.number, config, load, reference)
         if proposal.replicate:
             proposal.trial.set_user_attr("replicate", True)

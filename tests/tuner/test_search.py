@@ -35,7 +35,8 @@ def run(study: optuna.Study, of: SearchSpace, count: int, seed: int = 0, startup
     """Ask and tell `count` times; larger depth (or a) serves more, and is infeasible above 100."""
     proposals = []
     for _ in range(count):
-        proposal = search.ask(study, of, seed, startup)
+        baseline = {name: getattr(p, "low", None) for name, p in of.parameters.items() if not p.when}
+        proposal = search.ask(study, of, baseline, seed, startup)
         size = float(proposal.knobs.get("depth", proposal.knobs.get("a", 1)))
         proposal.trial.set_constraint("slo:chat", (size - 100) / 100)
         study.tell(proposal.trial, (size, 1.0, 1.0))
@@ -81,7 +82,7 @@ def test_the_sampler_learns_where_feasible_configurations_are() -> None:
 def test_an_enqueued_configuration_goes_first() -> None:
     study = new_study()
     study.enqueue_trial({"a": 2, "b": "x"})
-    assert search.ask(study, space(SMALL), 0, 3).knobs == {"a": 2, "b": "x"}
+    assert search.ask(study, space(SMALL), {"a": 1, "b": None}, 0, 3).knobs == {"a": 2, "b": "x"}
 
 
 def ended(number: int, state: TrialState, seconds: float, reason: str | None = None) -> Any:

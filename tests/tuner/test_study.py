@@ -16,6 +16,7 @@ from tuner.errors import ConfigRejected, EngineCrashed, EngineHung, EngineOutOfM
 from tuner.outcome import WORST, Outcome
 from tuner.recommend import recommend
 from tuner.results import StudyResults, load_results
+from tuner.scoring.slo import BADNESS_CAP
 from tuner.serving.config import ServingConfig
 from tuner.spec import StudySpec
 from tuner.store import Store
@@ -158,7 +159,9 @@ def test_a_hopeless_replay_stops_early_and_says_so(tmp_path: Path, store: Store)
     chat = baseline.traffic.classes["chat"]
     assert chat.offered == 40 and chat.errors["not_sent"] > 0
     assert baseline.traffic.duration == 2.0
-    assert baseline.constraints["slo:chat"] == WORST
+    assert baseline.constraints["slo:chat"] == BADNESS_CAP
+    told = store.optuna_trials("fake")[0].constraints
+    assert told == {"quality:recall": 0.0, "quality:text": 0.0, "slo:chat": pytest.approx(BADNESS_CAP + 0.9)}
 
 
 FAULTS = [

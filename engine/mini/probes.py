@@ -21,6 +21,7 @@ from engine.mini.slices import ASSISTANT, BOS, END
 
 HERE = Path(__file__).parent
 LONGEST_PROMPT = 1500
+LONG_RECALL = (900, 1450)
 SHORT_SHARE = 0.25
 """Share of recall probes short enough for a small window, so that a window's effect shows as a step, not as a wall."""
 
@@ -72,19 +73,21 @@ def recall_probe(rng: random.Random, tokens: int, tok: Tokenizer) -> Probe:
     return Probe("recall", "recall", prompt, asked.answer)
 
 
-def probe(name: str, rng: random.Random, tok: Tokenizer) -> Probe:
-    """One probe of a slice; recall prompts are 900 to 1,450 tokens long, a quarter of them 150 to 300."""
+def probe(name: str, rng: random.Random, tok: Tokenizer, long_recall: tuple[int, int] = LONG_RECALL) -> Probe:
+    """One probe of a slice; recall prompts are `long_recall` tokens long, a quarter of them 150 to 300."""
     if name != "recall":
         return forced_probe(name, rng, tok)
     short = rng.random() < SHORT_SHARE
-    return recall_probe(rng, rng.randint(150, 300) if short else rng.randint(900, 1450), tok)
+    return recall_probe(rng, rng.randint(150, 300) if short else rng.randint(*long_recall), tok)
 
 
-def generate(seed: int, per_slice: int, tok: Tokenizer) -> Iterator[dict[str, str]]:
-    """The probe set of a seed: `per_slice` probes of every slice, as they are written to the file."""
+def generate(
+    seed: int, per_slice: int, recall_probes: int, long_recall: tuple[int, int], tok: Tokenizer
+) -> Iterator[dict[str, str]]:
+    """The probe set of a seed as it is written to the file: `per_slice` forced probes a slice, then the recall probes."""
     for name in corpus.SLICES:
-        for index in range(per_slice):
-            made = probe(name, corpus.stream(f"probe-{name}", seed, index), tok)
+        for index in range(recall_probes if name == "recall" else per_slice):
+            made = probe(name, corpus.stream(f"probe-{name}", seed, index), tok, long_recall)
             yield {
                 "id": f"{name}-{seed}-{index}",
                 "slice": made.slice,
@@ -99,12 +102,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m engine.mini.probes", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--per-slice", type=int, default=24)
+    parser.add_argument("--per-slice", type=int, default=24, help="forced probes in each slice")
+    parser.add_argument("--recall", type=int, default=32, help="recall probes; 29 prove a floor of 0.9 at 95 %%")
+    parser.add_argument("--recall-tokens", type=int, nargs=2, default=LONG_RECALL, help="length of most recall prompts")
     parser.add_argument("--model", type=Path, default=HERE / "mini", help="directory whose tokenizer measures lengths")
     options = parser.parse_args(arguments)
     tok = tokenizer.load(options.model)
     with options.out.open("w") as file:
-        for line in generate(options.seed, options.per_slice, tok):
+        for line in generate(options.seed, options.per_slice, options.recall, tuple(options.recall_tokens), tok):
             file.write(json.dumps(line) + "\n")
 
 

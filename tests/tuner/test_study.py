@@ -134,34 +134,49 @@ def test_auto_load_is_the_first_at_which_the_baseline_fails(tmp_path: Path, stor
     spec = small(tmp_path, trials=1, traffic={**make_spec(tmp_path).traffic.model_dump(), "time_scale": "auto"})
     log = Log()
     testbed = run(spec, store, log=log)
-    # The fake serves 9.6 requests/s with the baseline; the trace offers 10.
+    # The fake serves 9.6 requests/s with the baseline; the trace offers 10. A miss must be confirmed by a second replay.
     scales = [call.time_scale for call in testbed.calls if call.purpose == "calibration"]
-    assert scales == [1.0, 1.5]
-    assert load_results(store, "fake").time_scale == 1.5
-    assert {call.time_scale for call in testbed.calls if call.purpose in ("baseline", "trial", "holdout")} == {1.5}
-    assert any("1.5 times" in note for note in log.notes)
+    assert scales == [1.0, 1.25, 1.25]
+    assert load_results(store, "fake").time_scale == 1.25
+    assert {call.time_scale for call in testbed.calls if call.purpose in ("baseline", "trial", "holdout")} == {1.25}
+    assert any("1.25 times" in note for note in log.notes)
 
 
 def test_a_resumed_calibration_keeps_its_steps(tmp_path: Path, store: Store) -> None:
     spec = small(tmp_path, trials=1, traffic={**make_spec(tmp_path).traffic.model_dump(), "time_scale": "auto"})
     with pytest.raises(KeyboardInterrupt):
-        run(spec, store, log=Log(stop_at="calibration x1.5"))
+        run(spec, store, log=Log(stop_at="calibration x1.25, again"))
     testbed = run(spec, store, resume=True)
-    assert [call.time_scale for call in testbed.calls if call.purpose == "calibration"] == [1.5]
+    assert [call.time_scale for call in testbed.calls if call.purpose == "calibration"] == [1.25]
 
 
 def test_a_hopeless_replay_stops_early_and_says_so(tmp_path: Path, store: Store) -> None:
     traffic = {**make_spec(tmp_path).traffic.model_dump(), "time_scale": 2.0}
-    run(small(tmp_path, trials=1, engine={"baseline": {"max_num_seqs": 1}}, traffic=traffic), store)
-    baseline = load_results(store, "fake").baseline
-    assert (baseline.state, baseline.detail) == ("infeasible", "slo_unreachable")
-    assert baseline.traffic is not None
-    chat = baseline.traffic.classes["chat"]
+    space = {"parameters": {"max_num_seqs": {"type": "int", "low": 1, "high": 2}}}
+    engine = {"baseline": {"max_num_seqs": 2}}
+    run(small(tmp_path, trials=1, engine=engine, search_space=space, traffic=traffic), store)
+    baseline, trial = load_results(store, "fake").trials
+    assert (baseline.state, baseline.detail) == ("infeasible", None)
+    assert (trial.state, trial.detail) == ("infeasible", "slo_unreachable")
+    assert trial.traffic is not None
+    chat = trial.traffic.classes["chat"]
     assert chat.offered == 40 and chat.errors["not_sent"] > 0
-    assert baseline.traffic.duration == 2.0
-    assert baseline.constraints["slo:chat"] == BADNESS_CAP
-    told = store.optuna_trials("fake")[0].constraints
-    assert told == {"quality:recall": 0.0, "quality:text": 0.0, "slo:chat": pytest.approx(BADNESS_CAP + 0.9)}
+    assert trial.traffic.duration == 2.0
+    assert trial.constraints["slo:chat"] == BADNESS_CAP
+    assert store.optuna_trials("fake")[1].constraints["slo:chat"] == pytest.approx(BADNESS_CAP + 0.9)
+
+
+def test_unasked_probes_do_not_count_against_a_stopped_trial(tmp_path: Path, store: Store) -> None:
+    traffic = {**make_spec(tmp_path).traffic.model_dump(), "time_scale": 2.0}
+    parameters = {
+        "max_num_seqs": {"type": "int", "low": 1, "high": 2},
+        "kv_cache_dtype": {"type": "choice", "choices": ["auto", "int8"]},
+    }
+    engine = {"baseline": {"max_num_seqs": 2}}
+    run(small(tmp_path, trials=3, engine=engine, search_space={"parameters": parameters}, traffic=traffic), store)
+    unasked = [t for t in store.optuna_trials("fake") if t.params["kv_cache_dtype"] == "int8"]
+    assert [t.user_attrs["reason"] for t in unasked] == ["slo_unreachable"] * 2
+    assert {t.constraints["quality:recall"] for t in unasked} == {0.0}
 
 
 FAULTS = [

@@ -2,8 +2,8 @@
 
 Answers take a time in closed form. FILE's model directory may hold faults.json, a list of
 {"when": {field: value}, "do": fault}. At the start: "refuse" (exit 2, and a refusal at /reconfigure), "oom" (exit 3),
-"silent" (never listens); "crash"
-(exit 4), "oom_later" (exit 3), "hang" at the first completion; "reject" at /reconfigure; "child" starts a process that
+"silent" (never listens). At the first completion: "crash" (exit 4), "oom_later" (exit 3), "hang". "reject" refuses at
+/reconfigure; "child" starts a process that
 would outlive the engine. Each start is noted in starts.txt there, each reconfiguration in changes.jsonl.
 """
 

@@ -134,7 +134,7 @@ def test_auto_load_is_the_first_at_which_the_baseline_fails(tmp_path: Path, stor
     spec = small(tmp_path, trials=1, traffic={**make_spec(tmp_path).traffic.model_dump(), "time_scale": "auto"})
     log = Log()
     testbed = run(spec, store, log=log)
-    # The fake serves 9.6 requests/s with the baseline; the trace offers 10. A miss must be confirmed by a second replay.
+    # The fake serves 9.6 requests/s with the baseline; the trace offers 10. A second replay confirms a miss.
     scales = [call.time_scale for call in testbed.calls if call.purpose == "calibration"]
     assert scales == [1.0, 1.25, 1.25]
     assert load_results(store, "fake").time_scale == 1.25

@@ -35,8 +35,18 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "tuner.search": ("search_spaces", "tuner.spec", "tuner.results"),
     # The study's own room: its parts, and what they stand on.
     **dict.fromkeys(
-        ("tuner.study", "tuner.plan", "tuner.outcome", "tuner.early_stop", "tuner.resume"),
         (
+            "tuner.study",
+            "tuner.bench",
+            "tuner.knee",
+            "tuner.plan",
+            "tuner.outcome",
+            "tuner.early_stop",
+            "tuner.resume",
+        ),
+        (
+            "tuner.bench",
+            "tuner.knee",
             "tuner.plan",
             "tuner.outcome",
             "tuner.early_stop",

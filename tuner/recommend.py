@@ -167,7 +167,9 @@ def _abstain(results: StudyResults) -> Recommendation:
     counts: dict[str, int] = {}
     for trial in measured:
         for missed in (key for key, violation in trial.constraints.items() if violation > 0.0):
-            counts[missed] = counts.get(missed, 0) + 1
+            # A hopeless replay is not asked the probes: it says nothing of quality.
+            if trial.quality is not None or not missed.startswith("quality:"):
+                counts[missed] = counts.get(missed, 0) + 1
     return Recommendation(
         trial=None,
         verdict=f"No recommendation: nothing is feasible; trial {closest.number} comes closest and misses {name} by "

@@ -10,8 +10,8 @@ from engine.config import Knob, knobs
 PAGE = Path(__file__).with_name("engine-config.md")
 HEAD = """# Settings of the engine
 
-Generated from `engine/config.py` by `python docs/generate.py`. Cost: `hot` takes effect at the next step, `cache` rebuilds
-the KV pool (weights stay loaded), `process` needs a new process.
+Generated from `engine/config.py` by `python docs/generate.py`. Cost: `hot` takes effect at the next step, `cache`
+rebuilds the KV pool (weights stay loaded), `process` needs a new process.
 
 | setting | default | unit | range | cost | meaning |
 |---|---|---|---|---|---|

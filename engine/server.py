@@ -141,9 +141,7 @@ class Server:
         streams: list[OutputStream] = []
         try:
             for prompt, target in pairs:
-                params = SamplingParams(
-                    max_tokens=len(target), ignore_eos=True, logprobs=True, forced=tuple(target)
-                )
+                params = SamplingParams(max_tokens=len(target), ignore_eos=True, logprobs=True, forced=tuple(target))
                 streams.append(self._submit(_id("score"), prompt, params))
             return _json({"items": [await _scores(stream) for stream in streams]})
         finally:
@@ -174,9 +172,7 @@ class Server:
             raise ApiError(409, outcome.error, param="changes")
         return outcome.seconds
 
-    def _job(
-        self, body: SamplingRequest, prompt: list[int], max_tokens: int, logprobs: bool, arrival: float
-    ) -> Job:
+    def _job(self, body: SamplingRequest, prompt: list[int], max_tokens: int, logprobs: bool, arrival: float) -> Job:
         params = body.sampling(max_tokens, self._tokenizer.eos_token_ids, logprobs)
         return Job(prompt, params, body.stop, body.return_token_ids, arrival)
 

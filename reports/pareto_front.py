@@ -17,7 +17,7 @@ SMALLEST, LARGEST = 10.0, 26.0
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One measured trial. role: "baseline", "recommended" or "". goodput: requests/s. tail_latency: seconds."""
+    """One trial, measured in full. role: "baseline", "recommended" or "". goodput: requests/s; tail_latency: s."""
 
     trial: int
     state: str
@@ -30,10 +30,10 @@ class Row:
 
 
 def info(results: StudyResults, recommended: int | None) -> tuple[Row, ...]:
-    """One row for each trial that has objectives, in the order of trials."""
+    """One row for each trial whose goodput and quality were measured, in the order of trials."""
     rows = []
     for trial in results.trials:
-        if trial.objectives is not None:
+        if trial.objectives is not None and trial.quality is not None:
             role = BASELINE if trial is results.baseline else ""
             role = RECOMMENDED if trial.number == recommended else role
             rows.append(Row(trial.number, trial.state, role, *trial.objectives, trial.on_front, trial.knobs))

@@ -39,6 +39,8 @@ def info(results: StudyResults, recommended: int | None) -> Table:
 
 def _measured(trial: TrialResult, role: str) -> tuple[Cell, ...]:
     goodput, quality, tail = trial.objectives or (None, None, None)
+    if trial.quality is None:
+        quality = None  # the objective of a trial that was not asked the probes is 0: unknown, not bad
     worst = max(trial.constraints.items(), key=lambda item: item[1], default=None)
     state = trial.state + (", on the front" if trial.on_front else "")
     return (

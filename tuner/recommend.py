@@ -14,9 +14,10 @@ from tuner.scoring.metrics import Interval
 
 RULE = (
     "Among the configurations that meet every SLO and quality floor (and held them when measured again, if any did): "
-    "the largest lower 95 % bound of goodput. Those whose goodput intervals reach that bound are tied; the tie goes "
-    "to the larger smallest SLO margin (in steps of 0.05), then to higher quality (in steps of 0.005), then to fewer "
-    "changes from the baseline. A feasible baseline is kept unless the goodput interval lies above the baseline's."
+    "the largest lower 95 % bound of goodput. Those on the Pareto front whose goodput intervals reach that bound are "
+    "tied; the tie goes to the larger smallest SLO margin (in steps of 0.05), then to higher quality (in steps of "
+    "0.005), then to fewer changes from the baseline. A feasible baseline is kept unless the goodput interval lies "
+    "above the baseline's."
 )
 MARGIN_STEP = 0.05
 QUALITY_STEP = 0.005
@@ -92,7 +93,7 @@ def _ranked(candidates: Sequence[TrialResult], baseline: TrialResult) -> list[Tr
     bound = max(_goodput(trial).low for trial in candidates)
 
     def key(trial: TrialResult) -> tuple[float, ...]:
-        tied = _goodput(trial).high >= bound
+        tied = trial.on_front and _goodput(trial).high >= bound
         margin = round(slo_margin(trial) / MARGIN_STEP)
         quality = round(_quality(trial).value / QUALITY_STEP)
         tie_break = (-margin, -quality, len(_changes(trial, baseline)))

@@ -84,7 +84,7 @@ def probe(name: str, rng: random.Random, tok: Tokenizer, long_recall: tuple[int,
 def generate(
     seed: int, per_slice: int, recall_probes: int, long_recall: tuple[int, int], tok: Tokenizer
 ) -> Iterator[dict[str, str]]:
-    """The probe set of a seed as it is written to the file: `per_slice` forced probes a slice, then the recall probes."""
+    """The probe set of a seed as it is written: `per_slice` forced probes a slice, and `recall_probes` of recall."""
     for name in corpus.SLICES:
         for index in range(recall_probes if name == "recall" else per_slice):
             made = probe(name, corpus.stream(f"probe-{name}", seed, index), tok, long_recall)

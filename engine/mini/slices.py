@@ -159,8 +159,8 @@ def story(rng: random.Random) -> str:
     short = thing.split(" ", 1)[1]
     return (
         f"Once upon a time there was a {trade} called {name} who lived near {place}. {weather} when {name} found "
-        f"{thing} on the road. \"Who could have lost the {short}?\" asked {name}. Nobody in {place} knew the answer. "
+        f'{thing} on the road. "Who could have lost the {short}?" asked {name}. Nobody in {place} knew the answer. '
         f"So {name} the {trade} {deed} {friend}. {friend} looked at the {short} for a long time and smiled. "
-        f"\"I know this {short},\" said {friend}. \"It belongs to the {trade} of {place}.\" {name} {mood}. From that "
+        f'"I know this {short}," said {friend}. "It belongs to the {trade} of {place}." {name} {mood}. From that '
         f"day on, {name} and {friend} were the best of friends, and the {short} stayed near {place}.\n"
     )

@@ -148,9 +148,7 @@ def update(run: Run, forward: torch.nn.Module, inputs: Tensor, targets: Tensor, 
     return float(loss.detach())
 
 
-def train(
-    run: Run, phases: list[Phase], tok: Tokenizer, *, compile_network: bool, until: int | None = None
-) -> None:
+def train(run: Run, phases: list[Phase], tok: Tokenizer, *, compile_network: bool, until: int | None = None) -> None:
     """Carry `run` through the curriculum (or to step `until`), printing the loss and saving every two minutes."""
     total = sum(phase.steps for phase in phases)
     forward: torch.nn.Module = torch.compile(run.network) if compile_network else run.network  # type: ignore[assignment]

@@ -41,7 +41,7 @@ def _traffic(goodput: float, spread: float = 0.2) -> TrafficMetrics:
 
 
 def _trial(number: int, goodput: float, **changes: Any) -> TrialResult:
-    """A feasible trial with a margin of 0.5, full quality and its own value of one knob."""
+    """A trial on the feasible front with a margin of 0.5, full quality and its own value of one knob."""
     margin, quality = changes.pop("margin", 0.5), changes.pop("quality", 1.0)
     state: TrialState = changes.pop("state", "feasible" if margin >= 0 else "infeasible")
     values: dict[str, Any] = {
@@ -52,6 +52,7 @@ def _trial(number: int, goodput: float, **changes: Any) -> TrialResult:
         "constraints": {"quality:text": -0.01, "slo:chat": -margin},
         "traffic": _traffic(goodput),
         "quality": QualityScore(quality, quality - 0.01, min(quality + 0.01, 1.0), ()),
+        "on_front": state == "feasible",
     }
     return TrialResult(**{**values, **changes})
 
@@ -78,6 +79,11 @@ BAD_BASELINE = _trial(0, 1.0, margin=-0.4)
             ("more goodput", _study(BAD_BASELINE, _trial(1, 2.0), _trial(2, 3.0)), 2),
             ("infeasible goodput is none", _study(BAD_BASELINE, _trial(1, 2.0), _trial(2, 9.0, margin=-0.1)), 1),
             ("a tie goes to the larger margin", _study(BAD_BASELINE, _trial(1, 3.1), _trial(2, 3.0, margin=0.9)), 2),
+            (
+                "a larger margin is no tie for a trial that another beats in everything",
+                _study(BAD_BASELINE, _trial(1, 3.1), _trial(2, 3.0, margin=0.9, on_front=False)),
+                1,
+            ),
             ("margin before quality", _study(BAD_BASELINE, _trial(1, 3.0, margin=0.9, quality=0.9), _trial(2, 3.0)), 1),
             ("margins alike, higher quality", _study(BAD_BASELINE, _trial(1, 3.0, quality=0.9), _trial(2, 2.9)), 2),
             (
@@ -179,9 +185,7 @@ def test_nothing_measured_is_an_abstention() -> None:
 margins = st.floats(-1.0, 1.0)
 trials = st.builds(_trial, st.just(0), st.floats(0.5, 5.0), margin=margins, quality=st.floats(0.5, 1.0))
 studies = st.lists(trials, min_size=1, max_size=8).map(
-    lambda drawn: [
-        dataclasses.replace(trial, number=i, knobs={"max_num_seqs": i % 3}) for i, trial in enumerate(drawn)
-    ]
+    lambda drawn: [dataclasses.replace(trial, number=i, knobs={"max_num_seqs": i % 3}) for i, trial in enumerate(drawn)]
 )
 
 

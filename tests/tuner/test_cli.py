@@ -56,7 +56,9 @@ def kill_after_trials(directory: Path, count: int, number: signal.Signals, *args
     """Run a study and send it a signal when `count` trials are told. Returns its exit status and its last words."""
     command = [*TUNE, "run", str(directory / "study.yaml"), "--out", str(directory / "runs"), *args]
     log = directory / "tune.log"
-    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT) as process:
+    # A shell's background job, which a CI run may be, ignores SIGINT, and its children inherit that.
+    options: dict[str, Any] = {"cwd": ROOT, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output, **options) as process:
         deadline = time.monotonic() + 60
         while log.read_text().count("goodput ") < count:
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()

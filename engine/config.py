@@ -47,7 +47,7 @@ class EngineConfig(BaseModel):
         "auto", "process", "dtype", "Weights and activations; auto: bfloat16 on a GPU, float32 on a CPU."
     )
     num_threads: int = _knob(1, "process", "threads", "Intra-op threads of torch on the CPU.", ge=1, le=256)
-    seed: int = _knob(0, "hot", "integer", "Seed of requests that bring none.", ge=0)
+    seed: int = _knob(0, "hot", "integer", "Seed of requests that bring none.", ge=0, le=2**63 - 1)
     max_model_len: int | None = _knob(
         None, "process", "tokens", "Longest prompt plus output; none: max_position_embeddings of the model.", ge=1
     )

@@ -115,8 +115,9 @@ class CoreClient(asyncio.Protocol):
         """Start a request. Raises EngineDied."""
         if self._is_lost():
             raise EngineDied(self._reason())
+        frame = pack(Add(request_id, list(prompt), params))
         stream = self._streams[request_id] = OutputStream(self, request_id)
-        self._send_bytes(pack(Add(request_id, list(prompt), params)))
+        self._send_bytes(frame)
         return stream
 
     def release(self, request_id: str) -> None:

@@ -63,7 +63,8 @@ class LLMEngine:
         """Queue a request. Raises ValueError (one line) when it can never run with this configuration."""
         if request_id in self._sequences:
             raise ValueError(f"request_id: {request_id!r} is already in flight")
-        seed = self.config.seed if params.seed is None else params.seed
+        # Requests without a seed get one each, by their order: the same prompt twice is two samples.
+        seed = self.config.seed + (self._arrivals << 32) if params.seed is None else params.seed
         sequence = Sequence(request_id, tuple(prompt), params, self._arrivals, seed)
         self._scheduler.add(sequence)
         self._arrivals += 1

@@ -122,7 +122,7 @@ def _tokens(item: ScheduledSequence, proposal: Proposal, top: list[int], logits:
     if sequence.params.forced is not None:
         done = len(sequence.output)
         return list(sequence.params.forced[done : done + len(top)])
-    if sequence.params.temperature == 0:
+    if sequence.params.greedy:
         return verify_greedy(proposal.tokens, top)
     return verify_sampled(sequence, proposal, probabilities(logits, [sequence.params] * len(top)))
 

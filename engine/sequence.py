@@ -9,6 +9,10 @@ from typing import Literal
 FinishReason = Literal["stop", "length", "abort"]
 
 
+MIN_TEMPERATURE = 1e-5
+"""Below it sampling is greedy."""
+
+
 class SequenceStatus(Enum):
     """WAITING holds no pages; a preempted sequence is WAITING again."""
 
@@ -34,6 +38,11 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     logprobs: bool = False
     forced: tuple[int, ...] | None = None
+
+    @property
+    def greedy(self) -> bool:
+        """Temperature 0, or so close to it that logits divided by it would leave float32's range."""
+        return self.temperature < MIN_TEMPERATURE
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:

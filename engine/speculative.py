@@ -77,7 +77,7 @@ def _catch_up(item: ScheduledSequence) -> Span:
 
 
 def _guess(sequence: Sequence, position: int, logits: Tensor, proposal: Proposal) -> None:
-    if sequence.params.temperature == 0:
+    if sequence.params.greedy:
         proposal.tokens.append(int(logits.argmax()))
         return
     probs = probabilities(logits.unsqueeze(0), [sequence.params])[0]

@@ -17,7 +17,10 @@ from engine.models.llama import Llama, LlamaConfig
 def load_model(directory: Path, device: torch.device, dtype: torch.dtype) -> Llama:
     """Load a Hugging Face checkpoint directory. Raises ValueError naming the file and what is wrong with it."""
     source = directory / "config.json"
-    config = LlamaConfig.from_json(_read_json(source), str(source))
+    try:
+        config = LlamaConfig.from_json(_read_json(source), str(source))
+    except KeyError as error:
+        raise ValueError(f"{source}: {error.args[0]}: expected, but not there") from None
     weights = {name: tensor.to(device, dtype) for name, tensor in _read_tensors(directory).items()}
     try:
         return Llama(config, weights)

@@ -56,6 +56,9 @@ trace_app = typer.Typer(help="Traces that others published.", no_args_is_help=Tr
 app.add_typer(trace_app, name="trace")
 
 RunArgument = Annotated[Path, typer.Argument(help="Directory of a run, such as runs/demo.")]
+StudyOption = Annotated[
+    Path | None, typer.Option(help="Score by the SLOs and floors of this study file, without an engine.")
+]
 
 
 @app.command()
@@ -101,7 +104,9 @@ def _run_study(spec: StudySpec, directory: Path, resume: bool) -> None:
 
     make_plan(spec)  # a mistake in the study file must not leave a run behind
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "study.yaml").write_text(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False), "utf-8")
+    if not resume:  # a resumed study keeps the file it began with
+        text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
+        (directory / "study.yaml").write_text(text, "utf-8")
     engine, machine = spec.engine, environment()
     settings = EngineSettings(directory, engine.launcher, engine.launch_timeout, engine.hang_timeout)
     with (
@@ -120,9 +125,11 @@ def _finish(directory: Path) -> None:
     print_recommendation(found, deliver(results, found, directory))
 
 
-def _open(directory: Path) -> tuple[StudyResults, Recommendation]:
+def _open(directory: Path, study: Path | None = None) -> tuple[StudyResults, Recommendation]:
+    """The results of a run, scored by the SLOs and floors of `study` where one is given."""
     from tuner.recommend import recommend
     from tuner.results import load_results
+    from tuner.spec import load_spec
     from tuner.store import Store
 
     path = directory if directory.suffix == ".db" else directory / DATABASE
@@ -130,7 +137,7 @@ def _open(directory: Path) -> tuple[StudyResults, Recommendation]:
         names = store.study_names()
         if not names:
             raise ValueError(f"{path}: holds no study")
-        results = load_results(store, names[0])
+        results = load_results(store, names[0], load_spec(study) if study is not None else None)
     return results, recommend(results)
 
 
@@ -150,11 +157,11 @@ def _remove_earlier(directory: Path) -> None:
 
 
 @app.command("recommend")
-def recommend_(run: RunArgument) -> None:
+def recommend_(run: RunArgument, study: StudyOption = None) -> None:
     """Print the best configuration of a run and why. Exit status 3 when nothing is feasible."""
     from tuner.console import print_recommendation
 
-    _, found = _open(run)
+    _, found = _open(run, study)
     print_recommendation(found)
     if found.trial is None:
         raise typer.Exit(NOTHING_FEASIBLE)
@@ -164,12 +171,13 @@ def recommend_(run: RunArgument) -> None:
 def report(
     run: RunArgument,
     out: Annotated[Path | None, typer.Option(help="File to write; default RUN/report.html.")] = None,
+    study: StudyOption = None,
 ) -> None:
     """Write the report of a run: one HTML file that needs no network."""
     from reports.page import write_report
 
     path = out or (run.parent if run.suffix == ".db" else run) / "report.html"
-    write_report(*_open(run), path)
+    write_report(*_open(run, study), path)
     typer.echo(f"wrote {path}")
 
 
@@ -178,11 +186,12 @@ def export(
     run: RunArgument,
     to: Annotated[str, typer.Option(help="engine or vllm.")],
     out: Annotated[Path, typer.Option(help="Directory for the files.")],
+    study: StudyOption = None,
 ) -> None:
     """Write the recommended configuration for an engine. Exit status 3 when nothing is feasible."""
     from tuner.deliver import export_to
 
-    results, found = _open(run)
+    results, found = _open(run, study)
     if found.trial is None:
         typer.echo(found.verdict, err=True)
         raise typer.Exit(NOTHING_FEASIBLE)
@@ -195,6 +204,7 @@ def record(
     upstream: Annotated[str, typer.Option(help="Server to record in front of, http://HOST:PORT.")],
     out: Annotated[Path, typer.Option(help="Trace file to write; it must not exist.")],
     listen: Annotated[str, typer.Option(help="HOST:PORT to listen on; port 0: any.")] = "127.0.0.1:0",
+    allow_remote: Annotated[bool, typer.Option("--allow-remote", help="Listen beyond this machine too.")] = False,
 ) -> None:
     """Record the traffic of a server, as a proxy before it, until Ctrl-C."""
     import asyncio
@@ -209,7 +219,8 @@ def record(
         typer.echo(f"listening {url}")
         sys.stdout.flush()
 
-    done = asyncio.run(record_traffic(upstream, host.strip("[]"), int(port), out, on_ready=ready))
+    recording = record_traffic(upstream, host.strip("[]"), int(port), out, on_ready=ready, allow_remote=allow_remote)
+    done = asyncio.run(recording)
     skipped = "".join(f", {count} {reason}" for reason, count in sorted(done.skipped.items()))
     typer.echo(f"wrote {done.written} requests to {out}{skipped and f' (left out{skipped})'}")
 
@@ -268,6 +279,8 @@ def replay(
         raise ValueError(f"--time-scale {time_scale:g}: expected a number above 0")
     loaded = load_trace(trace)
     cut = loaded.window(*parse_window(window)) if window else loaded
+    if cut.span <= 0:
+        raise ValueError(f"{trace}: spans no time; give --window START:END in seconds")
     slos = parse_slos(slo or (), cut.slo_classes)
     load = Load(cut.requests, cut.span, window or "all", time_scale, drain_timeout)
     metrics = replay_against_engine(engine, load, slos) if engine else replay_against_url(str(url), model, load, slos)

@@ -1,6 +1,7 @@
 """The load of a study: how much faster than recorded the trials replay, so that there is something to tune.
 
-Below capacity every configuration has the same goodput. The baseline is replayed faster and faster until it misses.
+Below capacity every configuration has the same goodput. The baseline is replayed faster and faster until it misses;
+the trials run one step beyond, since at the knee itself the baseline would meet or miss its SLOs by chance.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ def time_scale(bench: Bench) -> float:
     for stored in bench.store.measurements(bench.study_name):
         if stored.measurement.purpose == "calibration":
             done[stored.measurement.time_scale].append(stored.measurement)
-    for scale in LADDER:
+    for scale, beyond in zip(LADDER, (*LADDER[1:], LADDER[-1]), strict=True):
         if misses := _baseline_misses(bench, scale, done[scale]):
+            scale = beyond
             break
     bench.store.set_time_scale(bench.study_name, scale)
-    why = "the first step at which the baseline misses an SLO" if misses else "where the baseline still holds its SLOs"
+    why = "one step past where the baseline misses an SLO" if misses else "where the baseline still holds its SLOs"
     bench.report.note(f"load: {scale:g} times the recorded rate, {why}")
     return scale
 

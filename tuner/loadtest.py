@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import math
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -78,7 +79,7 @@ def parse_window(text: str) -> tuple[float, float]:
         window = float(start), float(end)
     except ValueError:
         window = 0.0, 0.0
-    if not separator or not 0 <= window[0] < window[1]:
+    if not separator or not 0 <= window[0] < window[1] < math.inf:
         raise ValueError(f"--window {text}: expected START:END with 0 <= START < END (seconds)")
     return window
 

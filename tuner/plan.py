@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections import Counter
@@ -81,6 +82,7 @@ def make_plan(spec: StudySpec) -> Plan:
     _check_classes(spec, windows)
     baseline = _baseline(spec, space)
     probes = load_probes(spec.quality.probes)
+    _check_floors(spec, probes)
     _check_recall(spec, probes)
     return Plan(
         spec=spec,
@@ -142,6 +144,16 @@ def _windows(spec: StudySpec, trace: Trace) -> dict[str, Trace]:
             windows[name] = trace.window(*window)
         except ValueError as error:
             raise ValueError(f"traffic.{name}_window: {error}") from None
+    for name, cut in windows.items():
+        if cut.span <= 0:
+            raise ValueError(f"{traffic.trace}: the {name} window spans no time; give traffic.{name}_window in seconds")
+    if traffic.holdout_window is not None:
+        tuned = traffic.tune_window or (0.0, trace.span)
+        if tuned[0] < traffic.holdout_window[1] and traffic.holdout_window[0] < tuned[1]:
+            raise ValueError(
+                f"traffic.holdout_window: {list(traffic.holdout_window)} overlaps the tuning window {list(tuned)}; "
+                "what was tuned on proves nothing"
+            )
     return windows
 
 
@@ -153,6 +165,16 @@ def _check_classes(spec: StudySpec, windows: Mapping[str, Trace]) -> None:
                 raise ValueError(f"slos: the {name} window has class {slo_class!r}, slos only {known}")
     if spec.tail.slo_class not in windows["tune"].slo_classes:
         raise ValueError(f"tail.slo_class: no request of class {spec.tail.slo_class!r} in the tune window")
+
+
+def _check_floors(spec: StudySpec, probes: Sequence[Probe]) -> None:
+    """A floor for a slice that no probe has would be ignored in silence."""
+    slices = sorted({probe.slice for probe in probes})
+    for name in spec.quality.floors:
+        if name not in slices:
+            near = difflib.get_close_matches(name, slices, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the probes have {', '.join(slices)}"
+            raise ValueError(f"quality.floors.{name}: no probe of {spec.quality.probes} has this slice; {hint}")
 
 
 def _check_recall(spec: StudySpec, probes: Sequence[Probe]) -> None:

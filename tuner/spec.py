@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -13,7 +13,7 @@ PERCENTILE_METRICS = ("ttft", "tpot", "itl", "e2e")
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class EngineSpec(_Section):
@@ -34,13 +34,13 @@ class EngineSpec(_Section):
 class TrafficSpec(_Section):
     """Recorded traffic: which part to tune on, which to hold out, and how much faster than recorded to replay it.
 
-    time_scale auto: the smallest step of the ladder at which the baseline misses its SLOs, found before trial 0.
+    time_scale auto: one step past the first at which the baseline misses its SLOs, found before trial 0.
     """
 
     trace: Path
     tune_window: tuple[float, float] | None = Field(None, description="Seconds of the trace, [start, end).")
     holdout_window: tuple[float, float] | None = None
-    time_scale: float | Literal["auto"] = "auto"
+    time_scale: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     drain_timeout: float = Field(10.0, gt=0, description="Seconds after the last arrival; unfinished requests are bad.")
 
 

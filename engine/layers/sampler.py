@@ -40,10 +40,10 @@ def _mix(x: int) -> int:
 def probabilities(logits: Tensor, params: Items[SamplingParams]) -> Tensor:
     """The distribution each row is sampled from, [N, vocab] float32; params run parallel to the rows.
 
-    Order as in vLLM: temperature, then top-k, then top-p. A row with temperature 0 is one-hot at its argmax.
+    Order as in vLLM: temperature, then top-k, then top-p. A greedy row is one-hot at its argmax.
     """
-    greedy = torch.tensor([p.temperature == 0 for p in params], device=logits.device)
-    temperature = torch.tensor([p.temperature or 1.0 for p in params], device=logits.device).unsqueeze(1)
+    greedy = torch.tensor([p.greedy for p in params], device=logits.device)
+    temperature = torch.tensor([1.0 if p.greedy else p.temperature for p in params], device=logits.device).unsqueeze(1)
     scaled = logits / temperature
     if any(p.top_k or p.top_p < 1 for p in params):
         scaled = _filter(scaled, params)

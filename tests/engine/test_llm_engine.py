@@ -164,3 +164,22 @@ def test_memory_buys_more_pages_with_a_smaller_dtype(tiny_llama: Path) -> None:
     # float32: 16 * 4 bytes a head; int8: 16 bytes and a 4-byte scale.
     assert pages["bfloat16"] == 2 * pages["float32"]
     assert pages["int8"] == pytest.approx(pages["float32"] * 64 / 20, abs=1)
+
+
+def test_requests_without_a_seed_are_samples_of_their_own(tiny_llama: Path) -> None:
+    sampled = SamplingParams(max_tokens=OUTPUT, temperature=1.0, ignore_eos=True)
+    seeded = SamplingParams(max_tokens=OUTPUT, temperature=1.0, ignore_eos=True, seed=5)
+    prompt = prompts()[0]
+    engine = load_engine(EngineConfig(model=str(tiny_llama)))
+    first, second, third, fourth = (
+        [t for output in outputs for t in output.tokens]
+        for outputs in collect(engine, [(prompt, sampled), (prompt, sampled), (prompt, seeded), (prompt, seeded)])
+    )
+    assert first != second
+    assert third == fourth
+
+
+def test_a_temperature_near_zero_is_greedy(tiny_llama: Path, expected: list[list[int]]) -> None:
+    engine = load_engine(EngineConfig(model=str(tiny_llama)))
+    params = SamplingParams(max_tokens=OUTPUT, temperature=1e-50, ignore_eos=True)
+    assert run(engine, params, prompts()) == expected

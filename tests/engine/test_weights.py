@@ -24,6 +24,13 @@ def edit_config(**changes: object) -> Callable[[Path], None]:
     return edit
 
 
+def drop_key(directory: Path) -> None:
+    file = directory / "config.json"
+    values = json.loads(file.read_text())
+    del values["rms_norm_eps"]
+    file.write_text(json.dumps(values))
+
+
 def drop_tensor(directory: Path) -> None:
     file = directory / "model.safetensors"
     tensors = load_file(file)
@@ -40,6 +47,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no config.json": (lambda d: (d / "config.json").unlink(), "config.json: cannot be read: No such file"),
     "config.json is not JSON": (lambda d: (d / "config.json").write_text("{"), "config.json: not JSON: line 1"),
     "another architecture": (edit_config(model_type="gpt2"), "model_type: expected 'llama', given 'gpt2'"),
+    "a missing key": (drop_key, "config.json: rms_norm_eps: expected, but not there"),
     "scaled rotary embedding": (edit_config(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), "rope type"),
     "biases": (edit_config(attention_bias=True), "attention_bias: not supported"),
     "quantised weights": (edit_config(quantization_config={}), "quantization_config: not supported"),

@@ -230,6 +230,25 @@ BAD = [
     ("an unknown target", ["export", "{dir}/nowhere", "--to", "vllm", "--out", "{dir}/x"], "nowhere"),
     ("neither server nor engine", ["replay", "{dir}/trace.jsonl"], "--url and --engine: expected one of them"),
     ("no server", ["replay", "{dir}/trace.jsonl", "--url", "http://127.0.0.1:9"], "is the server running?"),
+    (
+        "a window without end",
+        ["replay", "{dir}/trace.jsonl", "--url", "http://x", "--window", "0:inf"],
+        "--window 0:inf: expected START:END",
+    ),
+    ("a trace of no length", ["replay", "{dir}/moment.jsonl", "--url", "http://x"], "spans no time"),
+    (
+        "a proxy for everybody",
+        ["record", "--upstream", "http://127.0.0.1:9", "--out", "{dir}/t.jsonl", "--listen", "0.0.0.0:0"],
+        "others could reach the server through it",
+    ),
+    (
+        "a port that is none",
+        ["record", "--upstream", "http://127.0.0.1:9", "--out", "{dir}/t.jsonl", "--listen", "127.0.0.1:99999"],
+        "expected a port from 0 to 65535",
+    ),
+    ("a speed of zero", ["run", "{dir}/still.yaml"], "traffic.time_scale"),
+    ("a floor for no slice", ["run", "{dir}/floor.yaml"], "quality.floors.Recall: no probe"),
+    ("windows that overlap", ["run", "{dir}/overlap.yaml"], "traffic.holdout_window: [0.5, 2.0] overlaps"),
     ("no window", ["replay", "{dir}/trace.jsonl", "--url", "http://x", "--window", "5"], "expected START:END"),
     (
         "an unknown class", ["replay", "{dir}/trace.jsonl", "--url", "http://x", "--slo", "docs.ttft=1"],
@@ -268,6 +287,15 @@ def mistakes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / "trace.yaml").write_text(
         yaml.safe_dump(values | {"traffic": {"trace": "broken.yaml"}}, sort_keys=False)
     )
+    changed = {
+        "still.yaml": {"traffic": values["traffic"] | {"time_scale": 0}},
+        "overlap.yaml": {"traffic": values["traffic"] | {"holdout_window": [0.5, 2.0]}},
+        "floor.yaml": {"quality": values["quality"] | {"floors": {"Recall": {"min_recall": 0.5}}}},
+    }
+    for name, changes in changed.items():
+        (directory / name).write_text(yaml.safe_dump(values | changes, sort_keys=False))
+    moment = '{"id": "a", "arrival": 0.0, "tenant": "t", "slo_class": "c", "prompt": "x", "max_tokens": 1}'
+    (directory / "moment.jsonl").write_text(f'{{"servetune_trace": 1, "provenance": {{}}}}\n{moment}\n')
     return directory
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -39,9 +40,10 @@ class EngineApi:
     ) -> None:
         await self._session.close()
 
-    async def model_name(self) -> str:
-        """The name under which the engine serves its model."""
-        async with self._session.get(f"{self._base_url}/v1/models") as response:
+    async def model_name(self, timeout: float = 10.0) -> str:
+        """The name under which the engine serves its model. Raises TimeoutError after `timeout` seconds."""
+        limit = aiohttp.ClientTimeout(total=timeout)
+        async with self._session.get(f"{self._base_url}/v1/models", timeout=limit) as response:
             response.raise_for_status()
             return str((await response.json())["data"][0]["id"])
 
@@ -102,7 +104,7 @@ class EngineApi:
                 raise EngineCrashed(f"/score answered {response.status}: {await _message(response)}")
             scored = (await response.json())["items"]
         return [
-            ProbeRecord(p.id, p.slice, p.kind, tuple(s["tokens"]), tuple(s["logprobs"]), tuple(s["top_tokens"]))
+            ProbeRecord(p.id, p.slice, p.kind, tuple(s["tokens"]), _numbers(s["logprobs"]), tuple(s["top_tokens"]))
             for p, s in zip(probes, scored, strict=True)
         ]
 
@@ -120,6 +122,11 @@ def answers(text: str, target: str) -> bool:
         return False
     rest = text[len(target) :]
     return not (rest and rest[0].isalnum() and target[-1:].isalnum())
+
+
+def _numbers(values: Sequence[float | None]) -> tuple[float, ...]:
+    """JSON has no NaN: a log-probability that is none comes as null."""
+    return tuple(math.nan if value is None else value for value in values)
 
 
 async def _message(response: aiohttp.ClientResponse) -> str:

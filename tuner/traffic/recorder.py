@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import ipaddress
 import logging
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ HOP_BY_HOP = frozenset(
     }
 )  # fmt: skip
 """RFC 9110 section 7.6.1: between two neighbours, not end to end."""
+MAX_PORT = 65_535
 SHUTDOWN_SECONDS = 5.0
 """Requests in flight may still finish, and be recorded, for this long after the end was asked for."""
 
@@ -53,12 +56,18 @@ async def record(
     *,
     on_ready: Callable[[str], None] | None = None,
     stop: asyncio.Event | None = None,
+    allow_remote: bool = False,
 ) -> Recording:
     """Serve on host:port (0: any free port) in front of `upstream` until SIGINT, SIGTERM or `stop`, recording to `out`.
 
     out must not exist; it gets mode 0600, for it holds prompts. on_ready is called with the bound URL. Raises
-    ValueError for a bad upstream, an existing file or a port that is taken.
+    ValueError for a bad upstream, an existing file, a port that is taken, or an address that is not loopback unless
+    allow_remote: whoever reaches the proxy reaches the server behind it.
     """
+    if not allow_remote and not _is_loopback(host):
+        raise ValueError(f"listen {host}: others could reach the server through it; --allow-remote permits that")
+    if not 0 <= port <= MAX_PORT:
+        raise ValueError(f"listen {host}:{port}: expected a port from 0 to {MAX_PORT}")
     if URL(upstream).scheme not in ("http", "https") or not URL(upstream).host:
         raise ValueError(f"upstream: expected http://HOST:PORT, given {upstream!r}")
     stop = stop or asyncio.Event()
@@ -76,6 +85,14 @@ async def record(
                 raise
         os.fsync(file.fileno())
     return Recording(recorder.written, dict(recorder.skipped))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        address = socket.getaddrinfo(host, None)[0][4][0]
+    except socket.gaierror as error:
+        raise ValueError(f"listen {host}: {error.strerror}") from None
+    return ipaddress.ip_address(address).is_loopback
 
 
 async def _serve(

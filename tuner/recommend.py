@@ -43,7 +43,7 @@ class Gain:
 @dataclass(frozen=True, slots=True)
 class Recommendation:
     """trial: None when nothing is feasible; least_violating, binding_constraint and binding_violation say how close
-    it was. deployable: False for an abstention, and when the trial missed an SLO in its validation."""
+    it was. deployable: False for an abstention, and when the trial missed an SLO or failed in its validation."""
 
     trial: TrialResult | None
     verdict: str
@@ -64,6 +64,7 @@ def recommend(results: StudyResults) -> Recommendation:
         return _abstain(results)
     missed = _missed_validations(results)
     validated = {v.trial for v in results.validations if v.purpose in TESTING}
+    validated |= {failure.trial for failure in results.validation_failures if failure.purpose in TESTING}
     holding = [trial for trial in feasible if trial.number in validated and trial.number not in missed]
     candidates = _better_than_baseline(holding or feasible, results.baseline, missed)
     kept = not candidates
@@ -112,7 +113,7 @@ def _better_than_baseline(
 
 
 def _missed_validations(results: StudyResults) -> dict[int, str]:
-    """Trial -> the worst constraint that one of its validations missed, in words."""
+    """Trial -> in words, how one of its validations failed, or else the worst constraint that one of them missed."""
     worst: dict[int, tuple[float, str]] = {}
     for validation in results.validations:
         if validation.purpose not in TESTING:
@@ -121,7 +122,13 @@ def _missed_validations(results: StudyResults) -> dict[int, str]:
             if value > worst.get(validation.trial, (0.0, ""))[0]:
                 where = f"window {validation.window!r} at {validation.time_scale:g}x ({validation.purpose})"
                 worst[validation.trial] = value, f"missed {name} by {value:.3f} on {where}"
-    return {trial: words for trial, (_, words) in worst.items()}
+    failed = {
+        failure.trial: f"failed ({failure.reason}) on window {failure.window!r} at {failure.time_scale:g}x "
+        f"({failure.purpose})"
+        for failure in results.validation_failures
+        if failure.purpose in TESTING
+    }
+    return {trial: words for trial, (_, words) in worst.items()} | failed
 
 
 def _verdict(chosen: TrialResult, results: StudyResults, kept: bool, missed: Mapping[int, str]) -> str:

@@ -21,7 +21,7 @@ from tuner.scoring.slo import SLO
 from tuner.serving.measurement import Measurement
 from tuner.spec import SLOSpec, StudySpec, parse_spec
 from tuner.store import Store
-from tuner.stored import AskedTrial, Failure, StoredMeasurement
+from tuner.stored import AskedTrial, Failure, StoredMeasurement, ValidationFailure
 
 TrialState = Literal["feasible", "infeasible", "failed", "running"]
 OBJECTIVES = ("goodput", "quality", "tail_latency")
@@ -72,7 +72,10 @@ class ValidationResult:
 
 @dataclass(frozen=True, slots=True)
 class StudyResults:
-    """Everything a reader needs. trials[0] is the baseline. time_scale: trials ran so much faster than recorded."""
+    """Everything a reader needs. trials[0] is the baseline. time_scale: trials ran so much faster than recorded.
+
+    validation_failures: those that no later measurement of the same trial and purpose has made up for.
+    """
 
     spec: StudySpec
     trials: tuple[TrialResult, ...]
@@ -80,6 +83,7 @@ class StudyResults:
     time_scale: float
     environment: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    validation_failures: tuple[ValidationFailure, ...] = ()
 
     @property
     def baseline(self) -> TrialResult:
@@ -155,6 +159,7 @@ def load_results(store: Store, study: str, spec: StudySpec | None = None) -> Stu
     reference = store.reference(str(info.provenance.get("reference_key", ""))) or ()
     measured = store.measurements(study)
     by_trial = {m.trial: m.measurement for m in measured if m.measurement.purpose in TRIALS}
+    held = {(m.trial, m.measurement.purpose) for m in measured}
     failures = {failure.trial: failure for failure in store.failures(study)}
     trials = [_trial(t, by_trial.get(t.number), failures.get(t.number), reference, used) for t in store.trials(study)]
     if not trials:
@@ -166,6 +171,7 @@ def load_results(store: Store, study: str, spec: StudySpec | None = None) -> Stu
         time_scale=info.time_scale or 1.0,
         environment=measured[0].measurement.environment if measured else {},
         provenance=info.provenance,
+        validation_failures=tuple(f for f in store.validation_failures(study) if (f.trial, f.purpose) not in held),
     )
 
 

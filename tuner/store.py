@@ -22,7 +22,18 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError
 from tuner.scoring.quality import ProbeRecord
 from tuner.serving.config import ServingConfig
 from tuner.serving.measurement import Measurement
-from tuner.stored import AskedTrial, Failure, Lease, RawRecords, StoredMeasurement, StudyInfo, dump, pack, unpack
+from tuner.stored import (
+    AskedTrial,
+    Failure,
+    Lease,
+    RawRecords,
+    StoredMeasurement,
+    StudyInfo,
+    ValidationFailure,
+    dump,
+    pack,
+    unpack,
+)
 
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT = 30.0
@@ -70,6 +81,16 @@ _failures = sa.Table(
     *_columns(sa.Integer, "trial"),
     *_columns(sa.Text, "reason", "detail", "seconds", "config", "created"),
 )
+_validation_failures = sa.Table(
+    "tune_validation_failures",
+    _tables,
+    sa.Column("id", sa.Integer, primary_key=True),
+    _study_key(),
+    *_columns(sa.Integer, "trial"),
+    *_columns(sa.Text, "purpose", "window", "reason", "detail", "created"),
+    *_columns(sa.Float, "time_scale"),
+)
+"""A table of its own: the trial has a measurement and did not fail, and databases of before need no new column."""
 _references = sa.Table(
     "tune_references",
     _tables,
@@ -215,6 +236,18 @@ class Store:
     def failures(self, study: str) -> tuple[Failure, ...]:
         """All failures of a study in the order in which they were saved."""
         return tuple(_stored_failure(row) for row in self._rows(_failures, study))
+
+    def save_validation_failure(self, study: str, failure: ValidationFailure) -> None:
+        """Keep that a configuration failed when it was measured again; its trial stays what it was."""
+        self._insert(_validation_failures, {"study_id": self._study(study).id, **asdict(failure)})
+
+    def validation_failures(self, study: str) -> tuple[ValidationFailure, ...]:
+        """All failed validations of a study in the order in which they were saved."""
+        rows = self._rows(_validation_failures, study)
+        return tuple(
+            ValidationFailure(row.trial, row.purpose, row.window, row.time_scale, row.reason, row.detail)
+            for row in rows
+        )
 
     def save_reference(self, key: str, records: Sequence[ProbeRecord]) -> None:
         """Keep reference probe records under the hash of what they depend on; the first ones stay."""

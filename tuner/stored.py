@@ -12,7 +12,7 @@ import msgspec
 
 from tuner.scoring.quality import ProbeRecord
 from tuner.serving.config import ServingConfig
-from tuner.serving.measurement import Measurement
+from tuner.serving.measurement import Measurement, Purpose
 from tuner.traffic.trace import RequestRecord
 
 T = TypeVar("T")
@@ -61,6 +61,18 @@ class Failure:
     seconds: Mapping[str, float]
     config: ServingConfig
     created: str
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationFailure:
+    """A measurement after the search that the engine did not survive. reason: typed, see tuner.errors."""
+
+    trial: int
+    purpose: Purpose
+    window: str
+    time_scale: float
+    reason: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from tuner.serving.measurement import Measurement, Purpose
 from tuner.serving.testbed import Load, Testbed
 from tuner.spec import StudySpec
 from tuner.store import Store
+from tuner.stored import ValidationFailure
 
 MAX_BROKEN = 3
 """Trials in a row that may end for reasons outside their configuration."""
@@ -230,18 +231,23 @@ def _validate(session: Session, scale: float) -> None:
     best = recommend(results)
     feasible = [trial.number for trial in (best.trial, *best.runners_up) if trial is not None]
     finalists = [number for number in feasible if number != 0][: session.bench.plan.spec.budget.finalists]
+    tests: list[Purpose] = ["repeat", "holdout"] if "holdout" in session.bench.plan.windows else ["repeat"]
+    todo: list[tuple[int, Purpose]] = [(number, test) for number in dict.fromkeys((0, *finalists)) for test in tests]
+    todo += [(number, "recorded_rate") for number in dict.fromkeys((0, *finalists[:1]))]
+    todo += [(failure.trial, failure.purpose) for failure in results.validation_failures]
     done = {(v.trial, v.purpose) for v in results.validations}
-    todo: list[tuple[int, Purpose, Load]] = []
-    for number in dict.fromkeys((0, *finalists)):
-        todo.append((number, "repeat", session.bench.plan.load("tune", scale)))
-        if "holdout" in session.bench.plan.windows:
-            todo.append((number, "holdout", session.bench.plan.load("holdout", scale)))
-    for number in dict.fromkeys((0, *finalists[:1])):
-        todo.append((number, "recorded_rate", session.bench.plan.load("tune", 1.0)))
-    for number, purpose, load in [entry for entry in todo if entry[:2] not in done]:
-        session.bench.report.begin(f"{purpose.replace('_', ' ')} of trial {number}")
-        config = session.bench.plan.config(results.trials[number].knobs)
-        try:
-            session.bench.measure(number, config, load, purpose)
-        except ServingError as error:
-            session.bench.report.note(f"{purpose} of trial {number} failed: {error.reason}: {error}")
+    for number, purpose in dict.fromkeys(entry for entry in todo if entry not in done):
+        _validate_one(session, number, purpose, scale, session.bench.plan.config(results.trials[number].knobs))
+
+
+def _validate_one(session: Session, number: int, purpose: Purpose, scale: float, config: ServingConfig) -> None:
+    """Measure one configuration again. A failure is stored: it counts until a resumed study has measured this."""
+    bench, time_scale = session.bench, 1.0 if purpose == "recorded_rate" else scale
+    window = "holdout" if purpose == "holdout" else "tune"
+    bench.report.begin(f"{purpose.replace('_', ' ')} of trial {number}")
+    try:
+        bench.measure(number, config, bench.plan.load(window, time_scale), purpose)
+    except ServingError as error:
+        failure = ValidationFailure(number, purpose, window, time_scale, error.reason, str(error))
+        bench.store.save_validation_failure(bench.study_name, failure)
+        bench.report.note(f"{purpose} of trial {number} failed: {error.reason}: {error}")

@@ -18,6 +18,7 @@ from tuner.results import StudyResults, TrialResult, TrialState, ValidationResul
 from tuner.scoring.metrics import ClassMetrics, Interval, TrafficMetrics
 from tuner.scoring.quality import QualityScore
 from tuner.spec import parse_spec
+from tuner.stored import ValidationFailure
 
 SPEC = parse_spec(
     {
@@ -65,8 +66,10 @@ def _failed(number: int) -> TrialResult:
     return TrialResult(number, "failed", {}, None, {}, None, None, reason="out_of_memory")
 
 
-def _study(*trials: TrialResult, validations: tuple[ValidationResult, ...] = ()) -> StudyResults:
-    return StudyResults(SPEC, trials, validations, 2.0, {}, {})
+def _study(
+    *trials: TrialResult, validations: tuple[ValidationResult, ...] = (), failures: tuple[ValidationFailure, ...] = ()
+) -> StudyResults:
+    return StudyResults(SPEC, trials, validations, 2.0, {}, {}, failures)
 
 
 BAD_BASELINE = _trial(0, 1.0, margin=-0.4)
@@ -149,6 +152,29 @@ def test_a_baseline_that_missed_its_validation_is_no_alternative() -> None:
     validations = (_validation(0, 0.2), _validation(1, -0.1))
     found = recommend(_study(_trial(0, 2.9), _trial(1, 3.0), validations=validations))
     assert found.trial is not None and (found.trial.number, found.deployable) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "held, expected, deployable",
+    cases(
+        [
+            ("another holds", (1,), 1, True),
+            ("another holds, and the failed one held elsewhere", (1, 2), 1, True),
+            ("nothing else was tested", (), 2, False),
+            ("the failed one held elsewhere, nothing else was tested", (2,), 2, False),
+        ]
+    ),
+)
+def test_a_failed_validation_is_a_missed_one(held: tuple[int, ...], expected: int, deployable: bool) -> None:
+    crash = ValidationFailure(2, "holdout", "holdout", 2.0, "engine_crashed", "signal 11")
+    validations = tuple(_validation(trial, -0.1, "repeat") for trial in held)
+    found = recommend(
+        _study(BAD_BASELINE, _trial(1, 2.0), _trial(2, 3.0), validations=validations, failures=(crash,))
+    )
+    assert found.trial is not None and (found.trial.number, found.deployable) == (expected, deployable)
+    told = " ".join([found.verdict, *found.reasons])
+    assert "failed (engine_crashed) on window 'holdout' at 2x (holdout)." in told
+    assert "not measured again" not in told
 
 
 def test_what_was_never_measured_again_is_said_to_be_so() -> None:

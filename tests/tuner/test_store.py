@@ -20,6 +20,7 @@ from tests.fakes import cases
 from tests.tuner.builders import answered, failed, forced, measurement, recall
 from tuner.serving.config import ServingConfig
 from tuner.store import SCHEMA_VERSION, Store
+from tuner.stored import ValidationFailure
 
 CONFIG = ServingConfig("bundled", {"model": "m"}, {"kv_window": None, "kv_cache_dtype": "int8"})
 
@@ -96,6 +97,16 @@ def test_failures_and_references_come_back(store: Store) -> None:
     store.save_reference("k", [recall("a", False)])
     assert store.reference("k") == (recall("a", True),)
     assert store.reference("unknown") is None
+
+
+def test_a_failed_validation_comes_back_and_is_no_failed_trial(store: Store, path: Path) -> None:
+    failure = ValidationFailure(3, "holdout", "holdout", 1.5, "engine_hung", "no token")
+    store.close()
+    _execute(path, "DROP TABLE tune_validation_failures")
+    with Store(path) as opened:
+        opened.save_validation_failure("s", failure)
+        assert opened.validation_failures("s") == (failure,)
+        assert opened.failures("s") == ()
 
 
 def test_studies_do_not_see_each_others_measurements(store: Store) -> None:

@@ -130,16 +130,16 @@ def test_constraints_have_the_same_names_in_the_same_order(tmp_path: Path, store
     assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
 
 
-def test_auto_load_is_the_first_at_which_the_baseline_fails(tmp_path: Path, store: Store) -> None:
+def test_auto_load_is_one_step_past_the_first_at_which_the_baseline_fails(tmp_path: Path, store: Store) -> None:
     spec = small(tmp_path, trials=1, traffic={**make_spec(tmp_path).traffic.model_dump(), "time_scale": "auto"})
     log = Log()
     testbed = run(spec, store, log=log)
     # The fake serves 9.6 requests/s with the baseline; the trace offers 10. A second replay confirms a miss.
     scales = [call.time_scale for call in testbed.calls if call.purpose == "calibration"]
     assert scales == [1.0, 1.25, 1.25]
-    assert load_results(store, "fake").time_scale == 1.25
-    assert {call.time_scale for call in testbed.calls if call.purpose in ("baseline", "trial", "holdout")} == {1.25}
-    assert any("1.25 times" in note for note in log.notes)
+    assert load_results(store, "fake").time_scale == 1.5
+    assert {call.time_scale for call in testbed.calls if call.purpose in ("baseline", "trial", "holdout")} == {1.5}
+    assert any("1.5 times" in note for note in log.notes)
 
 
 def test_a_resumed_calibration_keeps_its_steps(tmp_path: Path, store: Store) -> None:
@@ -360,6 +360,30 @@ def test_a_study_is_not_started_twice(tmp_path: Path, store: Store) -> None:
     run(small(tmp_path, trials=1), store)
     with pytest.raises(ValueError, match="exists; resume it"):
         run(small(tmp_path, trials=1), store)
+
+
+def test_a_crash_in_validation_is_stored_and_measured_again_on_resumption(tmp_path: Path, store: Store) -> None:
+    spec, log = small(tmp_path, trials=12), Log()
+
+    def fault(config: ServingConfig, purpose: str) -> Exception | None:
+        varied = config.knobs["max_num_seqs"] != 16 or config.knobs["kv_window"] is not None
+        return EngineCrashed("boom") if purpose in ("holdout", "recorded_rate") and varied else None
+
+    run(spec, store, fault, log)
+    results = load_results(store, "fake")
+    found = recommend(results)
+    failed = [(failure.trial, failure.purpose, failure.reason) for failure in results.validation_failures]
+    assert found.trial is not None and not found.deployable
+    assert failed == [(found.trial.number, test, "engine_crashed") for test in ("holdout", "recorded_rate")]
+    assert found.trial.state == "feasible" and store.failures("fake") == ()
+    assert "failed (engine_crashed)" in found.verdict and len(log.notes) == 2
+
+    testbed = run(spec, store, resume=True)
+    assert [call.purpose for call in testbed.calls] == ["holdout", "recorded_rate"]
+    results = load_results(store, "fake")
+    assert results.validation_failures == ()
+    again = recommend(results)
+    assert again.trial is not None and again.trial.number == found.trial.number
 
 
 def test_one_runner_at_a_time(tmp_path: Path, store: Store) -> None:

@@ -35,6 +35,8 @@ NEAR_KNOBS = 2
 SEARCHED = (TrialState.COMPLETE, TrialState.PRUNED)
 INTERRUPTED = "interrupted"
 """Value of the trial attribute "reason" of a trial whose runner died; its parameters are asked again."""
+SECONDS = "measured_seconds"
+"""Trial attribute of a trial that was told by a later runner than the one that measured it: what measuring took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +101,20 @@ def searched(trials: Collection[FrozenTrial]) -> int:
 
 
 def exhausted(trials: Collection[FrozenTrial], budget_trials: int, budget_seconds: float | None) -> bool:
-    """The stop rule. Seconds are those spent in finished trials, so that a pause before a resume costs nothing."""
-    spent = sum(t.duration.total_seconds() for t in trials if t.duration is not None)
+    """The stop rule. Seconds are those spent in finished trials, so that a pause before a resume costs nothing.
+
+    Optuna's duration of a trial whose runner died spans the pause: interrupted trials cost nothing, and one that was
+    measured before and told after it costs its SECONDS.
+    """
+    spent = sum(_seconds(trial) for trial in trials if not _interrupted(trial))
     return searched(trials) >= budget_trials or (budget_seconds is not None and spent >= budget_seconds)
+
+
+def _seconds(trial: FrozenTrial) -> float:
+    measured: float | None = trial.user_attrs.get(SECONDS)
+    if measured is not None:
+        return measured
+    return trial.duration.total_seconds() if trial.duration is not None else 0.0
 
 
 def _interrupted(trial: FrozenTrial) -> bool:
@@ -118,7 +131,8 @@ def _propose(
 ) -> dict[str, Any]:
     """Knob values that were not tried, or after too many repeats some that were."""
     finished = [trial for trial in trials if trial.state in SEARCHED]
-    own_seed = seed * SEED_STRIDE + len(trials)
+    # Interrupted trials were asked again: counting them would let a resumed study draw other numbers.
+    own_seed = seed * SEED_STRIDE + sum(not _interrupted(trial) for trial in trials)
     near = len(finished) < startup_trials and len(finished) % 2 == 1
     rng = random.Random(own_seed)
     shadow = optuna.create_study(directions=directions(), sampler=_tpe(own_seed, startup_trials))

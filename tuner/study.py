@@ -113,6 +113,7 @@ def _reconcile(session: Session, reference: tuple[ProbeRecord, ...] | None) -> N
         measured = _measurement_of(session, stale.number)
         if measured is not None:
             if reference is not None:
+                trial.set_user_attr(search.SECONDS, sum(measured.seconds.values()))
                 _tell(session, trial, judge(session.bench.plan, measured, reference))
             continue
         params = dict(stale.system_attrs.get("fixed_params", stale.params))

@@ -73,6 +73,17 @@ def test_proposals_depend_on_the_finished_trials_and_the_seed_alone() -> None:
     assert [p.knobs for p in run(new_study(), space(CONDITIONAL), 12, seed=1)] != whole
 
 
+def test_an_interrupted_trial_that_was_asked_again_changes_no_proposal() -> None:
+    whole = [p.knobs for p in run(new_study(), space(CONDITIONAL), 12)]
+    study = new_study()
+    first = run(study, space(CONDITIONAL), 7)
+    lost = search.ask(study, space(CONDITIONAL), {"window": None, "depth": 1, "rate": 0.1}, 0, 3)
+    lost.trial.set_user_attr("reason", search.INTERRUPTED)
+    study.tell(lost.trial, state=TrialState.FAIL)
+    study.enqueue_trial(dict(lost.knobs))
+    assert [p.knobs for p in first] + [p.knobs for p in run(study, space(CONDITIONAL), 5)] == whole
+
+
 def test_the_sampler_learns_where_feasible_configurations_are() -> None:
     depths = [p.knobs["depth"] for p in run(new_study(), space(CONDITIONAL), 40, startup=10)]
     best = [depth for depth in depths[20:] if 25 <= depth <= 100]
@@ -94,6 +105,15 @@ def ended(number: int, state: TrialState, seconds: float, reason: str | None = N
     )
     trial.number, trial.datetime_start, trial.datetime_complete = number, start, start + timedelta(seconds=seconds)
     return trial
+
+
+def test_a_pause_costs_no_time() -> None:
+    """A night lies between the start and the end of the two trials that a kill -9 met."""
+    lost = ended(1, TrialState.FAIL, 30_000.0, search.INTERRUPTED)
+    told_late = ended(2, TrialState.COMPLETE, 30_000.0)
+    told_late.set_user_attr(search.SECONDS, 12.0)
+    done = [ended(0, TrialState.COMPLETE, 10.0), lost, told_late]
+    assert search.exhausted(done, 99, 22.0) and not search.exhausted(done, 99, 22.5)
 
 
 STOPS = [

@@ -20,7 +20,8 @@ FILES = ("report.html", "recommended.yaml", *(f"deploy/{target}.yaml" for target
 def deliver(results: StudyResults, found: Recommendation, directory: Path) -> list[Path]:
     """Write all files into the run's directory and return their paths; what an earlier call left is gone.
 
-    Without a recommendation only the report is written.
+    Without a recommendation only the report is written. One that is not deployable gets no deploy files, and its
+    recommended.yaml says so in its header.
     """
     for name in FILES:
         (directory / name).unlink(missing_ok=True)
@@ -30,12 +31,26 @@ def deliver(results: StudyResults, found: Recommendation, directory: Path) -> li
         return [report]
     recommended = directory / "recommended.yaml"
     recommended.write_text(_recommended(results, found), encoding="utf-8")
+    if refusal(found) is not None:
+        return [report, recommended]
     deploy = [path for target in TARGETS for path in export_to(target, results, found, directory / "deploy")]
     return [report, recommended, *deploy]
 
 
+def refusal(found: Recommendation) -> str | None:
+    """Why there is nothing to deploy, in one line; None when the recommendation is deployable."""
+    if found.deployable:
+        return None
+    return found.verdict if found.trial is None else f"Not deployable: {found.verdict}"
+
+
 def export_to(target: str, results: StudyResults, found: Recommendation, out: Path) -> list[Path]:
-    """Write the recommended configuration in the words of `target`. Raises ValueError for an unknown target."""
+    """Write the recommended configuration in the words of `target`.
+
+    Raises ValueError for an unknown target, and for a recommendation that is not deployable.
+    """
+    if (why := refusal(found)) is not None:
+        raise ValueError(why)
     assert found.trial is not None
     provenance = Provenance(results.spec.name, found.trial.number, datetime.now(UTC).date().isoformat())
     config = config_of(results.spec, found.trial.knobs)
@@ -45,7 +60,7 @@ def export_to(target: str, results: StudyResults, found: Recommendation, out: Pa
 def _recommended(results: StudyResults, found: Recommendation) -> str:
     """A configuration that `python -m engine --config` takes, headed by why it was chosen."""
     assert found.trial is not None
-    words = [f"study {results.spec.name}, trial {found.trial.number}", found.verdict, *found.reasons]
+    words = [f"study {results.spec.name}, trial {found.trial.number}", refusal(found) or found.verdict, *found.reasons]
     head = "".join(f"# {line}\n" for text in words for line in text.splitlines())
     values = engine_config(config_of(results.spec, found.trial.knobs)).model_dump()
     return head + yaml.safe_dump(values, sort_keys=False)

@@ -8,14 +8,17 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from tuner.plan import Plan
 from tuner.store import Store
-from tuner.stored import StudyInfo
+from tuner.stored import Lease, StudyInfo
 
 LEASE_SECONDS = 900.0
 """Longer than any one measurement; renewed before each."""
+CLOCK_SLACK = 5.0
+"""Seconds by which the start of a process and the renewal of a lease may be told wrongly against each other."""
 MAY_CHANGE = ("budget.", "engine.launch_timeout", "engine.hang_timeout", "engine.launcher")
 """Keys of the study file that change no measurement's meaning: a study may be resumed with more budget."""
 
@@ -38,11 +41,14 @@ def check_unchanged(info: StudyInfo, plan: Plan) -> None:
 def held_lease(store: Store, name: str) -> Iterator[Callable[[], None]]:
     """Be the study's only runner; yields what renews the lease. Raises ValueError while another runner lives.
 
-    The lease of a runner of this machine whose process is gone (kill -9) is taken over at once.
+    A runner of this machine holds its lease as long as its process lives, however long a measurement takes; the lease
+    of one whose process is gone (kill -9) is taken over at once.
     """
     owner = f"{socket.gethostname()}:{os.getpid()}"
     held = store.lease(name)
-    if held is not None and _is_gone(held.owner):
+    if held is not None and held.owner != owner and (lives := _lives(held)) is not None:
+        if lives:
+            raise ValueError(f"study {name!r} is being run by {held.owner}; stop it, or wait")
         store.release_lease(name, held.owner)
     store.acquire_lease(name, owner, LEASE_SECONDS)
     try:
@@ -54,21 +60,40 @@ def held_lease(store: Store, name: str) -> Iterator[Callable[[], None]]:
 def runner_alive(store: Store, name: str) -> str | None:
     """Who runs the study now; None when nobody does."""
     held = store.lease(name)
-    alive = held is not None and held.expires > time.time() and not _is_gone(held.owner)
-    return held.owner if held is not None and alive else None
+    if held is None:
+        return None
+    lives = _lives(held)
+    return held.owner if lives or (lives is None and held.expires > time.time()) else None
 
 
-def _is_gone(owner: str) -> bool:
-    host, _, pid = owner.rpartition(":")
+def _lives(held: Lease) -> bool | None:
+    """Whether the process of the lease's owner lives; None for one of another machine, of which only expiry tells."""
+    host, _, pid = held.owner.rpartition(":")
     if host != socket.gethostname() or not pid.isdigit():
-        return False
+        return None
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:
-        return True
-    except PermissionError:
         return False
-    return False
+    except PermissionError:
+        pass
+    started = _started(int(pid))
+    return started is None or started <= held.expires - LEASE_SECONDS + CLOCK_SLACK
+
+
+def _started(pid: int) -> float | None:
+    """When a process started, in seconds of the Unix epoch; None where there is no /proc (proc(5)).
+
+    One that started after the lease was renewed is another process that was given the number of a dead runner.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        uptime = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
+    except OSError:
+        return None
+    # Field 22, counted behind the command's name, which may hold spaces and parentheses.
+    ticks = int(stat.rpartition(")")[2].split()[19])
+    return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _refusal(name: str, key: str) -> str:

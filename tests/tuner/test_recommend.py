@@ -168,9 +168,7 @@ def test_a_baseline_that_missed_its_validation_is_no_alternative() -> None:
 def test_a_failed_validation_is_a_missed_one(held: tuple[int, ...], expected: int, deployable: bool) -> None:
     crash = ValidationFailure(2, "holdout", "holdout", 2.0, "engine_crashed", "signal 11")
     validations = tuple(_validation(trial, -0.1, "repeat") for trial in held)
-    found = recommend(
-        _study(BAD_BASELINE, _trial(1, 2.0), _trial(2, 3.0), validations=validations, failures=(crash,))
-    )
+    found = recommend(_study(BAD_BASELINE, _trial(1, 2.0), _trial(2, 3.0), validations=validations, failures=(crash,)))
     assert found.trial is not None and (found.trial.number, found.deployable) == (expected, deployable)
     told = " ".join([found.verdict, *found.reasons])
     assert "failed (engine_crashed) on window 'holdout' at 2x (holdout)." in told

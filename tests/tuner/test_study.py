@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ import pytest
 from optuna.trial import TrialState
 
 from tests.fakes import FakeTestbed, cases, make_spec
+from tuner import search
+from tuner.deliver import deliver, export_to
 from tuner.errors import ConfigRejected, EngineCrashed, EngineHung, EngineOutOfMemory, LaunchError, ServingError
 from tuner.outcome import WORST, Outcome
 from tuner.recommend import recommend
 from tuner.results import StudyResults, load_results
+from tuner.resume import runner_alive
 from tuner.scoring.slo import BADNESS_CAP
 from tuner.serving.config import ServingConfig
 from tuner.spec import StudySpec
@@ -315,6 +319,9 @@ def test_a_running_trial_with_a_measurement_is_told(tmp_path: Path, store: Store
     testbed = run(spec, store, resume=True)
     assert TrialState.RUNNING not in states(store)
     assert [call.purpose for call in testbed.calls].count("trial") == 2
+    told_late = [t for t in store.optuna_trials("fake") if search.SECONDS in t.user_attrs]
+    (measured,) = [m.measurement for m in store.measurements("fake") if m.trial == told_late[0].number][:1]
+    assert len(told_late) == 1 and told_late[0].user_attrs[search.SECONDS] == sum(measured.seconds.values())
 
 
 def test_more_budget_is_no_other_study(tmp_path: Path, store: Store) -> None:
@@ -377,6 +384,14 @@ def test_a_crash_in_validation_is_stored_and_measured_again_on_resumption(tmp_pa
     assert failed == [(found.trial.number, test, "engine_crashed") for test in ("holdout", "recorded_rate")]
     assert found.trial.state == "feasible" and store.failures("fake") == ()
     assert "failed (engine_crashed)" in found.verdict and len(log.notes) == 2
+    out = tmp_path / "out"
+    (out / "deploy").mkdir(parents=True)
+    (out / "deploy" / "vllm.yaml").write_text("of an earlier call")
+    assert [path.name for path in deliver(results, found, out)] == ["report.html", "recommended.yaml"]
+    assert list((out / "deploy").iterdir()) == []
+    assert f"# Not deployable: {found.verdict}\n" in (out / "recommended.yaml").read_text()
+    with pytest.raises(ValueError, match="^Not deployable: Trial .* failed"):
+        export_to("vllm", results, found, out)
 
     testbed = run(spec, store, resume=True)
     assert [call.purpose for call in testbed.calls] == ["holdout", "recorded_rate"]
@@ -402,6 +417,28 @@ def test_the_lease_of_a_dead_runner_of_this_machine_is_taken_over(tmp_path: Path
     store.acquire_lease("fake", f"{socket.gethostname()}:{child}", 600.0)
     run(spec, store, resume=True)
     assert store.lease("fake") is None
+
+
+@pytest.mark.parametrize("renewed_before_it_started", [False, True])
+def test_an_expired_lease_of_a_living_process_of_this_machine_holds_unless_its_number_was_given_anew(
+    tmp_path: Path, store: Store, monkeypatch: Any, renewed_before_it_started: bool
+) -> None:
+    spec = small(tmp_path, trials=1)
+    run(spec, store)
+    with subprocess.Popen(["sleep", "60"]) as living:
+        if not renewed_before_it_started:
+            monkeypatch.setattr("tuner.resume.LEASE_SECONDS", 0.0)
+        owner = f"{socket.gethostname()}:{living.pid}"
+        store.acquire_lease("fake", owner, -1.0 if renewed_before_it_started else 0.0)
+        try:
+            assert runner_alive(store, "fake") == (None if renewed_before_it_started else owner)
+            if renewed_before_it_started:
+                run(spec, store, resume=True)
+            else:
+                with pytest.raises(ValueError, match=f"^study 'fake' is being run by {owner}; stop it, or wait$"):
+                    run(spec, store, resume=True)
+        finally:
+            living.kill()
 
 
 REFUSED = [

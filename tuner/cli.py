@@ -158,12 +158,12 @@ def _remove_earlier(directory: Path) -> None:
 
 @app.command("recommend")
 def recommend_(run: RunArgument, study: StudyOption = None) -> None:
-    """Print the best configuration of a run and why. Exit status 3 when nothing is feasible."""
+    """Print the best configuration of a run and why. Exit status 3 when none can be deployed."""
     from tuner.console import print_recommendation
 
     _, found = _open(run, study)
     print_recommendation(found)
-    if found.trial is None:
+    if not found.deployable:
         raise typer.Exit(NOTHING_FEASIBLE)
 
 
@@ -188,12 +188,12 @@ def export(
     out: Annotated[Path, typer.Option(help="Directory for the files.")],
     study: StudyOption = None,
 ) -> None:
-    """Write the recommended configuration for an engine. Exit status 3 when nothing is feasible."""
-    from tuner.deliver import export_to
+    """Write the recommended configuration for an engine. Exit status 3 when none can be deployed."""
+    from tuner.deliver import export_to, refusal
 
     results, found = _open(run, study)
-    if found.trial is None:
-        typer.echo(found.verdict, err=True)
+    if (why := refusal(found)) is not None:
+        typer.echo(why, err=True)
         raise typer.Exit(NOTHING_FEASIBLE)
     for path in export_to(to, results, found, out):
         typer.echo(f"wrote {path}")

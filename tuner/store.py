@@ -19,6 +19,7 @@ import optuna
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError
 
+from tuner import schema
 from tuner.scoring.quality import ProbeRecord
 from tuner.serving.config import ServingConfig
 from tuner.serving.measurement import Measurement
@@ -41,65 +42,6 @@ BUSY_TIMEOUT = 30.0
 _PLAIN = ("purpose", "window", "time_scale", "duration", "stopped", "warm")
 _JSON = ("environment", "seconds", "engine_metrics")
 """Fields of a Measurement that are columns as they are, and those that are kept as JSON text."""
-
-
-def _columns(kind: type[sa.types.TypeEngine[Any]], *names: str, nullable: bool = False) -> list[sa.Column[Any]]:
-    return [sa.Column(name, kind, nullable=nullable) for name in names]
-
-
-def _study_key(primary: bool = False) -> sa.Column[Any]:
-    return sa.Column("study_id", sa.ForeignKey("tune_studies.id"), nullable=False, primary_key=primary, index=True)
-
-
-_tables = sa.MetaData()
-_schema = sa.Table("tune_schema", _tables, sa.Column("version", sa.Integer, primary_key=True))
-_studies = sa.Table(
-    "tune_studies",
-    _tables,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("name", sa.String(64), nullable=False, unique=True),
-    *_columns(sa.Text, "spec", "space_hash", "provenance", "created"),
-    *_columns(sa.Float, "time_scale", nullable=True),
-)
-_measurements = sa.Table(
-    "tune_measurements",
-    _tables,
-    sa.Column("id", sa.Integer, primary_key=True),
-    _study_key(),
-    *_columns(sa.Integer, "trial", nullable=True),
-    *_columns(sa.Text, "purpose", "window", "config", "environment", "seconds", "engine_metrics", "created"),
-    *_columns(sa.Float, "time_scale", "duration"),
-    *_columns(sa.LargeBinary, "raw"),
-    *_columns(sa.Boolean, "warm"),
-    *_columns(sa.Text, "stopped", "quality_key", nullable=True),
-)
-_failures = sa.Table(
-    "tune_failures",
-    _tables,
-    sa.Column("id", sa.Integer, primary_key=True),
-    _study_key(),
-    *_columns(sa.Integer, "trial"),
-    *_columns(sa.Text, "reason", "detail", "seconds", "config", "created"),
-)
-_validation_failures = sa.Table(
-    "tune_validation_failures",
-    _tables,
-    sa.Column("id", sa.Integer, primary_key=True),
-    _study_key(),
-    *_columns(sa.Integer, "trial"),
-    *_columns(sa.Text, "purpose", "window", "reason", "detail", "created"),
-    *_columns(sa.Float, "time_scale"),
-)
-"""A table of its own: the trial has a measurement and did not fail, and databases of before need no new column."""
-_references = sa.Table(
-    "tune_references",
-    _tables,
-    sa.Column("key", sa.String(128), primary_key=True),
-    *_columns(sa.LargeBinary, "records"),
-    *_columns(sa.Text, "created"),
-)
-_lease_columns = (_study_key(primary=True), *_columns(sa.Text, "owner"), *_columns(sa.Float, "expires"))
-_leases = sa.Table("tune_leases", _tables, *_lease_columns)
 
 
 class Store:
@@ -129,17 +71,17 @@ class Store:
             raise ValueError(f"{self._name}: cannot be opened: {str(cause).splitlines()[0]}") from None
 
     def _prepare(self, create: bool) -> None:
-        known = sa.inspect(self._engine).has_table(_schema.name)
+        known = sa.inspect(self._engine).has_table(schema.versions.name)
         if not known and not create:
             raise ValueError(f"{self._name}: holds no studies")
         with self._engine.begin() as connection:
-            version = connection.scalar(sa.select(sa.func.max(_schema.c.version))) if known else None
+            version = connection.scalar(sa.select(sa.func.max(schema.versions.c.version))) if known else None
             if version is not None and version > SCHEMA_VERSION:
                 newer = f"schema version {version} is a newer servetune's; this one reads up to {SCHEMA_VERSION}"
                 raise ValueError(f"{self._name}: {newer}")
-            _tables.create_all(connection)
+            schema.tables.create_all(connection)
             if version is None:
-                connection.execute(sa.insert(_schema).values(version=SCHEMA_VERSION))
+                connection.execute(sa.insert(schema.versions).values(version=SCHEMA_VERSION))
 
     def __enter__(self) -> Self:
         return self
@@ -183,14 +125,14 @@ class Store:
         """Keep a study's file (YAML or JSON text). Raises ValueError when there is a study of this name."""
         row = {"name": name, "spec": spec, "space_hash": space_hash, "provenance": dump(provenance)}
         try:
-            self._insert(_studies, {**row, "time_scale": time_scale})
+            self._insert(schema.studies, {**row, "time_scale": time_scale})
         except IntegrityError:
             raise ValueError(f"{self._name}: study {name!r} exists; resume it, or choose another name") from None
 
     def study_names(self) -> tuple[str, ...]:
         """Names of all studies, oldest first."""
         with self._engine.connect() as connection:
-            return tuple(connection.scalars(sa.select(_studies.c.name).order_by(_studies.c.id)))
+            return tuple(connection.scalars(sa.select(schema.studies.c.name).order_by(schema.studies.c.id)))
 
     def study_info(self, name: str) -> StudyInfo:
         """Raises ValueError, naming the studies that there are, for an unknown name."""
@@ -213,15 +155,17 @@ class Store:
         row |= {name: dump(getattr(measurement, name)) for name in _JSON}
         row |= {"study_id": self._study(study).id, "trial": trial, "quality_key": quality_key}
         row |= {"config": dump(asdict(measurement.config))}
-        return self._insert(_measurements, {**row, "raw": pack(RawRecords(measurement.records, measurement.probes))})
+        return self._insert(
+            schema.measurements, {**row, "raw": pack(RawRecords(measurement.records, measurement.probes))}
+        )
 
     def measurements(self, study: str) -> tuple[StoredMeasurement, ...]:
         """All measurements of a study in the order in which they were saved."""
-        return tuple(_stored_measurement(row) for row in self._rows(_measurements, study))
+        return tuple(_stored_measurement(row) for row in self._rows(schema.measurements, study))
 
     def quality_records(self, study: str, quality_key: str) -> tuple[ProbeRecord, ...] | None:
         """Probe records of the newest measurement with this quality key that has any; None if there is none."""
-        for row in reversed(self._rows(_measurements, study, _measurements.c.quality_key == quality_key)):
+        for row in reversed(self._rows(schema.measurements, study, schema.measurements.c.quality_key == quality_key)):
             if probes := _stored_measurement(row).measurement.probes:
                 return probes
         return None
@@ -231,19 +175,19 @@ class Store:
     ) -> None:
         """Keep why a trial has no measurement."""
         row = {"study_id": self._study(study).id, "trial": trial, "reason": reason, "detail": detail}
-        self._insert(_failures, {**row, "seconds": dump(seconds), "config": dump(asdict(config))})
+        self._insert(schema.failures, {**row, "seconds": dump(seconds), "config": dump(asdict(config))})
 
     def failures(self, study: str) -> tuple[Failure, ...]:
         """All failures of a study in the order in which they were saved."""
-        return tuple(_stored_failure(row) for row in self._rows(_failures, study))
+        return tuple(_stored_failure(row) for row in self._rows(schema.failures, study))
 
     def save_validation_failure(self, study: str, failure: ValidationFailure) -> None:
         """Keep that a configuration failed when it was measured again; its trial stays what it was."""
-        self._insert(_validation_failures, {"study_id": self._study(study).id, **asdict(failure)})
+        self._insert(schema.validation_failures, {"study_id": self._study(study).id, **asdict(failure)})
 
     def validation_failures(self, study: str) -> tuple[ValidationFailure, ...]:
         """All failed validations of a study in the order in which they were saved."""
-        rows = self._rows(_validation_failures, study)
+        rows = self._rows(schema.validation_failures, study)
         return tuple(
             ValidationFailure(row.trial, row.purpose, row.window, row.time_scale, row.reason, row.detail)
             for row in rows
@@ -252,14 +196,14 @@ class Store:
     def save_reference(self, key: str, records: Sequence[ProbeRecord]) -> None:
         """Keep reference probe records under the hash of what they depend on; the first ones stay."""
         try:
-            self._insert(_references, {"key": key, "records": pack(tuple(records))})
+            self._insert(schema.references, {"key": key, "records": pack(tuple(records))})
         except IntegrityError:
             return
 
     def reference(self, key: str) -> tuple[ProbeRecord, ...] | None:
         """Reference probe records; None when they were never measured."""
         with self._engine.connect() as connection:
-            packed = connection.scalar(sa.select(_references.c.records).where(_references.c.key == key))
+            packed = connection.scalar(sa.select(schema.references.c.records).where(schema.references.c.key == key))
         return None if packed is None else unpack(packed, tuple[ProbeRecord, ...], f"reference {key}")
 
     def acquire_lease(self, study: str, owner: str, seconds: float) -> None:
@@ -269,12 +213,14 @@ class Store:
         """
         now, study_id = time.time(), self._study(study).id
         mine = {"owner": owner, "expires": now + seconds}
-        free = sa.or_(_leases.c.owner == owner, _leases.c.expires <= now)
+        free = sa.or_(schema.leases.c.owner == owner, schema.leases.c.expires <= now)
         try:
             with self._engine.begin() as connection:
-                taken = connection.execute(sa.update(_leases).where(_leases.c.study_id == study_id, free).values(mine))
+                taken = connection.execute(
+                    sa.update(schema.leases).where(schema.leases.c.study_id == study_id, free).values(mine)
+                )
                 if not taken.rowcount:
-                    connection.execute(sa.insert(_leases).values(study_id=study_id, **mine))
+                    connection.execute(sa.insert(schema.leases).values(study_id=study_id, **mine))
         except IntegrityError:
             held = self.lease(study)
             by = f"{held.owner} for {max(held.expires - now, 0.0):.0f} s more" if held else "another runner"
@@ -286,18 +232,18 @@ class Store:
 
     def release_lease(self, study: str, owner: str) -> None:
         """Give the lease up; nothing happens when `owner` does not hold it."""
-        where = (_leases.c.study_id == self._study(study).id, _leases.c.owner == owner)
+        where = (schema.leases.c.study_id == self._study(study).id, schema.leases.c.owner == owner)
         with self._engine.begin() as connection:
-            connection.execute(sa.delete(_leases).where(*where))
+            connection.execute(sa.delete(schema.leases).where(*where))
 
     def lease(self, study: str) -> Lease | None:
         """Who holds, or held last, the lease of a study."""
-        rows = self._rows(_leases, study)
+        rows = self._rows(schema.leases, study)
         return Lease(rows[0].owner, rows[0].expires) if rows else None
 
     def _study(self, name: str) -> sa.Row[Any]:
         with self._engine.connect() as connection:
-            row = connection.execute(sa.select(_studies).where(_studies.c.name == name)).one_or_none()
+            row = connection.execute(sa.select(schema.studies).where(schema.studies.c.name == name)).one_or_none()
         if row is None:
             known = ", ".join(self.study_names()) or "none"
             raise ValueError(f"{self._name}: no study {name!r}; there is: {known}")
@@ -306,7 +252,7 @@ class Store:
     def _update_study(self, name: str, values: Mapping[str, Any]) -> None:
         study_id = self._study(name).id
         with self._engine.begin() as connection:
-            connection.execute(sa.update(_studies).where(_studies.c.id == study_id).values(**values))
+            connection.execute(sa.update(schema.studies).where(schema.studies.c.id == study_id).values(**values))
 
     def _insert(self, table: sa.Table, row: Mapping[str, Any]) -> int:
         created = datetime.now(UTC).isoformat(timespec="milliseconds")

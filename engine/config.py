@@ -58,6 +58,13 @@ class EngineConfig(BaseModel):
     prefill_chunk_size: int | None = _knob(
         None, "hot", "tokens", "Most prompt tokens of one sequence in one step; none: the whole token budget.", ge=1
     )
+    scheduling_policy: Literal["fcfs", "priority", "fair"] = _knob(
+        "fcfs",
+        "hot",
+        "policy",
+        "Who goes next and who is preempted last: the earliest arrival; the lowest `priority` of a request; the tenant "
+        "(header X-Tenant, else `user`) that has had the least service.",
+    )
     block_size: int = _knob(16, "cache", "tokens", "Tokens in one page of the KV cache.", ge=1, le=256)
     kv_cache_dtype: KVCacheDtype = _knob(
         "auto",

@@ -89,9 +89,9 @@ def _load_and_serve(connection: Connection, load: Callable[[EngineConfig], LLMEn
 
 def _handle(engine: LLMEngine, connection: Connection, message: ToEngine) -> None:
     match message:
-        case Add(request_id, prompt, params):
+        case Add(request_id, prompt, params, priority, tenant):
             try:
-                engine.add(request_id, prompt, params)
+                engine.add(request_id, prompt, params, priority, tenant)
             except ValueError as error:
                 connection.send(Rejected(request_id, str(error)))
         case Abort(request_id):

@@ -111,11 +111,13 @@ class CoreClient(asyncio.Protocol):
         """Requests submitted and neither finished nor aborted."""
         return len(self._streams)
 
-    def submit(self, request_id: str, prompt: Sequence[int], params: SamplingParams) -> OutputStream:
+    def submit(
+        self, request_id: str, prompt: Sequence[int], params: SamplingParams, priority: int = 0, tenant: str = ""
+    ) -> OutputStream:
         """Start a request. Raises EngineDied."""
         if self._is_lost():
             raise EngineDied(self._reason())
-        frame = pack(Add(request_id, list(prompt), params))
+        frame = pack(Add(request_id, list(prompt), params, priority, tenant))
         stream = self._streams[request_id] = OutputStream(self, request_id)
         self._send_bytes(frame)
         return stream

@@ -15,13 +15,18 @@ from engine.tokenizer import Detokenizer, Tokenizer
 
 @dataclass(frozen=True)
 class Job:
-    """What a request asked for. arrival: time.perf_counter() seconds. every_step: a piece a step, even without text."""
+    """What a request asked for. arrival: time.perf_counter() seconds. every_step: a piece a step, even without text.
+
+    priority, tenant: for the scheduling policy.
+    """
 
     prompt: list[int]
     params: SamplingParams
     stop: list[str]
     every_step: bool
     arrival: float
+    priority: int
+    tenant: str
 
 
 class Generation:

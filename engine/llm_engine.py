@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Ids
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from engine.config import EngineConfig
 from engine.kv_cache import BlockManager
@@ -12,8 +13,7 @@ from engine.scheduler import ScheduledSequence, Scheduler
 from engine.sequence import EngineStats, FinishReason, SamplingParams, Sequence, SequenceOutput
 
 
-@dataclass(frozen=True, slots=True)
-class RowResult:
+class RowResult(msgspec.Struct, frozen=True, gc=False):
     """What the runner found for one scheduled sequence.
 
     tokens: accepted drafts and then one more token; empty when the row does not sample. num_drafted: proposals that
@@ -59,13 +59,18 @@ class LLMEngine:
         self._blocks = BlockManager(self._runner.num_blocks, config.block_size, config.kv_window, config.kv_sink_tokens)
         self._scheduler = Scheduler(config, self._blocks, self.max_model_len)
 
-    def add(self, request_id: str, prompt: Ids[int], params: SamplingParams) -> None:
-        """Queue a request. Raises ValueError (one line) when it can never run with this configuration."""
+    def add(
+        self, request_id: str, prompt: Ids[int], params: SamplingParams, priority: int = 0, tenant: str = ""
+    ) -> None:
+        """Queue a request. Raises ValueError (one line) when it can never run with this configuration.
+
+        priority: lower goes first under the policy of that name. tenant: charged for it under `fair`.
+        """
         if request_id in self._sequences:
             raise ValueError(f"request_id: {request_id!r} is already in flight")
         # Requests without a seed get one each, by their order: the same prompt twice is two samples.
         seed = self.config.seed + (self._arrivals << 32) if params.seed is None else params.seed
-        sequence = Sequence(request_id, tuple(prompt), params, self._arrivals, seed)
+        sequence = Sequence(request_id, tuple(prompt), params, self._arrivals, seed, priority, tenant)
         self._scheduler.add(sequence)
         self._arrivals += 1
         self._sequences[request_id] = sequence
@@ -100,7 +105,8 @@ class LLMEngine:
             self._evict(sequence)
             return None
         tokens, reason = _until_finish(sequence, result.tokens)
-        sequence.output.extend(tokens)
+        sequence.append(tokens)
+        self._scheduler.policy.served(sequence, len(tokens))
         self._totals["generation_tokens"] += len(tokens)
         if reason is None:
             self._evict(sequence)
@@ -140,8 +146,8 @@ class LLMEngine:
 
     def stats(self) -> EngineStats:
         return EngineStats(
-            running=len(self._scheduler.running),
-            waiting=len(self._scheduler.waiting),
+            running=self._scheduler.num_running,
+            waiting=self._scheduler.num_waiting,
             blocks_total=self._blocks.num_blocks,
             blocks_free=self._blocks.num_free,
             preemptions=self._retired_preemptions + self._scheduler.preemptions,

@@ -13,11 +13,13 @@ from engine.sequence import EngineStats, SamplingParams, SequenceOutput
 
 
 class Add(msgspec.Struct, frozen=True, tag=True):
-    """Start a request. prompt: token ids."""
+    """Start a request. prompt: token ids. priority, tenant: for the scheduling policy."""
 
     request_id: str
     prompt: list[int]
     params: SamplingParams
+    priority: int = 0
+    tenant: str = ""
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):

@@ -14,7 +14,7 @@ from engine.sequence import SamplingParams
 MAX_SEED = 2**63 - 1
 
 IGNORED = frozenset({
-    "user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key",
+    "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key",
     "prompt_cache_retention",
 })  # fmt: skip
 """OpenAI's fields that cannot change a result here."""
@@ -68,13 +68,18 @@ class StreamOptions(_Body):
 
 
 class SamplingRequest(_Body):
-    """Fields that completions and chat share. top_k 0 or -1: off. return_token_ids: one chunk a step, with its ids."""
+    """Fields that completions and chat share. top_k 0 or -1: off. return_token_ids: one chunk a step, with its ids.
+
+    priority: lower runs earlier when scheduling_policy is priority, and nothing otherwise.
+    """
 
     model: str | None = None
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=-1, le=2**63 - 1)
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    priority: int = Field(0, ge=-(2**31), lt=2**31)
+    user: str | None = None
     stop: list[str] = Field(default_factory=list, max_length=16)
     ignore_eos: bool = False
     n: int = Field(1, ge=1, le=1)

@@ -1,22 +1,19 @@
-"""Who runs in this step: one token budget, decodes first, then prefill chunks, then newcomers.
-
-Policy: first come, first served. When the pool runs dry the latest arrival is preempted and recomputed later.
-"""
+"""Who runs in this step: one token budget, decodes first, then prefill chunks and newcomers in the policy's order."""
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 
 from engine.config import EngineConfig
 from engine.kv_cache import BlockManager
+from engine.scheduling_policy import make_policy
 from engine.sequence import Sequence, SequenceStatus
 
 FORCED_ROWS = 8
 """Forced tokens verified per step (/score). Reads go through the stored cache whatever this number is."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ScheduledSequence:
     """One sequence of a step. Rows computed: positions [start, start + num_tokens), then num_drafts guessed ones.
 
@@ -35,15 +32,31 @@ class ScheduledSequence:
 
 
 class Scheduler:
-    """Holds the waiting and the running sequences; `schedule` builds the next step."""
+    """Holds the waiting and the running sequences; `schedule` builds the next step.
+
+    prefills: running, the next step does not reach their last token or did not yet. decodes: running, one token is
+    not in the cache. newcomers: those that the last `schedule` admitted for the first time.
+    """
 
     def __init__(self, config: EngineConfig, blocks: BlockManager, max_model_len: int) -> None:
         self.config = config
         self.blocks = blocks
         self.max_model_len = max_model_len
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
+        self.policy = make_policy(config)
+        self.prefills: list[Sequence] = []
+        self.decodes: list[Sequence] = []
+        self.newcomers: list[Sequence] = []
         self.preemptions = 0
+        self._step: list[ScheduledSequence] = []
+        self._budget = 0
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.policy)
+
+    @property
+    def num_running(self) -> int:
+        return len(self.prefills) + len(self.decodes)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence. Raises ValueError when it could never run with this configuration."""
@@ -60,26 +73,26 @@ class Scheduler:
                 f"prompt + max_tokens: needs {peak} pages of {self.blocks.block_size} tokens, "
                 f"the KV cache has {self.blocks.num_blocks}; raise kv_cache_memory_bytes"
             )
-        self.waiting.append(sequence)
+        self.policy.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence wherever it is and free its pages."""
         if sequence.status is SequenceStatus.WAITING:
-            self.waiting.remove(sequence)
+            self.policy.remove(sequence)
         elif sequence.status is SequenceStatus.RUNNING:
-            self.running.remove(sequence)
-            self.blocks.free(sequence)
+            self._stop_running(sequence)
         sequence.status = SequenceStatus.FINISHED
 
     def schedule(self) -> list[ScheduledSequence]:
         """The next step. Empty only when nothing waits and nothing runs."""
+        self.newcomers = []
         while True:
-            step: list[ScheduledSequence] = []
-            budget = self._schedule_decodes(step, self.config.max_num_batched_tokens)
-            budget = self._schedule_prefills(step, budget)
-            self._admit(step, budget)
-            if step or not self.running:
-                return step
+            self._step = []
+            self._budget = self.config.max_num_batched_tokens
+            self._schedule_decodes()
+            self._schedule_prefills()
+            if self._step or not self.num_running:
+                return self._step
             self._preempt()
 
     def _step_tokens(self) -> int:
@@ -87,53 +100,71 @@ class Scheduler:
         decode_rows = max(self.config.num_speculative_tokens + 1, FORCED_ROWS)
         return max(min(chunk, self.config.max_num_batched_tokens), decode_rows)
 
-    def _schedule_decodes(self, step: list[ScheduledSequence], budget: int) -> int:
-        decodes = [sequence for sequence in self.running if _pending(sequence) == 1]
-        for index, sequence in enumerate(decodes):
-            if sequence.status is not SequenceStatus.RUNNING:
-                continue
-            # Every decode gets its one row before anybody gets rows to guess with.
-            spare = budget - (len(decodes) - index)
-            drafts = max(min(self._num_drafts(sequence), spare), 0)
-            while not self.blocks.fits(sequence, sequence.num_tokens + drafts):
-                if drafts:
-                    drafts = 0
-                elif self._preempt() is sequence:
-                    break
-            if sequence.status is SequenceStatus.RUNNING:
-                budget -= self._take(step, sequence, 1, drafts)
-        return budget
+    def _schedule_decodes(self) -> None:
+        left = len(self.decodes)
+        for sequence in self.decodes.copy():
+            if sequence.status is SequenceStatus.RUNNING:  # not preempted for one before it
+                # Every decode gets its one row before anybody gets rows to guess with.
+                spare = self._budget - left
+                self._schedule_decode(sequence, max(min(self._num_drafts(sequence), spare), 0))
+            left -= 1
+
+    def _schedule_decode(self, sequence: Sequence, drafts: int) -> None:
+        while not self.blocks.fits(sequence, sequence.num_tokens + drafts):
+            if drafts:
+                drafts = 0
+            elif self._preempt() is sequence:
+                return
+        self._take(sequence, 1, drafts)
 
     def _num_drafts(self, sequence: Sequence) -> int:
         """Rows to verify beside the next token: forced ones, or proposals of the draft model."""
         if sequence.params.forced is not None:
             return min(FORCED_ROWS, sequence.num_forced_left) - 1
-        if not sequence.output:
-            return 0
         left = sequence.params.max_tokens - len(sequence.output)
         return min(self.config.num_speculative_tokens, left - 1)
 
-    def _schedule_prefills(self, step: list[ScheduledSequence], budget: int) -> int:
-        for sequence in self.running:
-            if _pending(sequence) > 1 and budget > 0:
-                budget -= self._take_chunk(step, sequence, budget)
-        return budget
-
-    def _take_chunk(self, step: list[ScheduledSequence], sequence: Sequence, budget: int) -> int:
-        chunk = min(_pending(sequence), budget, self.config.prefill_chunk_size or budget)
-        held = len(sequence.block_table) + self.blocks.num_free
-        chunk = min(chunk, held * self.blocks.block_size - sequence.num_computed)
-        return self._take(step, sequence, chunk, 0) if chunk > 0 else 0
-
-    def _admit(self, step: list[ScheduledSequence], budget: int) -> None:
-        while self.waiting and budget > 0 and len(self.running) < self.config.max_num_seqs:
-            sequence = self.waiting[0]
-            if self._reserved() + self._peak(sequence) > self.blocks.num_free:
+    def _schedule_prefills(self) -> None:
+        """Chunks in the policy's order; a newcomer that ranks before a running prefill goes before it."""
+        rank = self.policy.rank
+        running = sorted(self.prefills, key=rank)
+        while self._budget > 0:
+            newcomer = self._next_newcomer()
+            if newcomer is not None and (not running or rank(newcomer) < rank(running[0])):
+                self._admit(newcomer)
+                self._take_chunk(newcomer)
+            elif running:
+                self._take_chunk(running.pop(0))
+            else:
                 return
-            self.waiting.popleft()
-            sequence.status = SequenceStatus.RUNNING
-            self.running.append(sequence)
-            budget -= self._take_chunk(step, sequence, budget)
+
+    def _take_chunk(self, sequence: Sequence) -> None:
+        pending = sequence.num_tokens - sequence.num_computed
+        held = len(sequence.block_table) + self.blocks.num_free
+        room = held * self.blocks.block_size - sequence.num_computed
+        chunk = min(pending, self._budget, self.config.prefill_chunk_size or self._budget, room)
+        if chunk <= 0:
+            return
+        self._take(sequence, chunk, 0)
+        if chunk == pending:
+            self.prefills.remove(sequence)
+            self.decodes.append(sequence)
+
+    def _next_newcomer(self) -> Sequence | None:
+        """The waiting sequence to admit now, if there is a seat for it and room for its whole prompt."""
+        if not len(self.policy) or self.num_running >= self.config.max_num_seqs:
+            return None
+        [head] = self.policy.first(1)
+        return head if self._reserved() + self._peak(head) <= self.blocks.num_free else None
+
+    def _admit(self, sequence: Sequence) -> None:
+        self.policy.remove(sequence)
+        sequence.status = SequenceStatus.RUNNING
+        self.prefills.append(sequence)
+        if not sequence.was_admitted:
+            sequence.was_admitted = True
+            self.newcomers.append(sequence)
+            self.policy.admitted(sequence, sequence.num_tokens - sequence.num_computed)
 
     def _peak(self, sequence: Sequence) -> int:
         """Pages until `sequence` has its first new token."""
@@ -141,34 +172,32 @@ class Scheduler:
 
     def _reserved(self) -> int:
         """Pages promised to the running: the rest of each prompt, and one page of growth for each decode."""
-        total = 0
-        for sequence in self.running:
-            if _pending(sequence) > 1:
-                held = sum(page is not None for page in sequence.block_table)
-                total += max(self._peak(sequence) - held, 0)
-            else:
-                total += 1
+        total = len(self.decodes)
+        for sequence in self.prefills:
+            held = sum(page is not None for page in sequence.block_table)
+            total += max(self._peak(sequence) - held, 0)
         return total
 
-    def _take(self, step: list[ScheduledSequence], sequence: Sequence, num_tokens: int, num_drafts: int) -> int:
+    def _take(self, sequence: Sequence, num_tokens: int, num_drafts: int) -> None:
         start = sequence.num_computed
         self.blocks.extend(sequence, start + num_tokens + num_drafts)
         samples = start + num_tokens == sequence.num_tokens
-        step.append(ScheduledSequence(sequence, start, num_tokens, num_drafts, samples))
-        return num_tokens + num_drafts
+        self._step.append(ScheduledSequence(sequence, start, num_tokens, num_drafts, samples))
+        self._budget -= num_tokens + num_drafts
 
     def _preempt(self) -> Sequence:
-        """Send the latest arrival back to the head of the queue; its cache is recomputed when it returns."""
-        victim = self.running.pop()
-        self.blocks.free(victim)
+        """Send the running sequence of highest rank back to the queue; its cache is recomputed when it returns."""
+        victim = max((*self.prefills, *self.decodes), key=self.policy.rank)
+        self._stop_running(victim)
+        self._budget += sum(item.rows for item in self._step if item.sequence is victim)
+        self._step = [item for item in self._step if item.sequence is not victim]
         victim.status = SequenceStatus.WAITING
         victim.num_computed = 0
         victim.num_draft_computed = 0
-        self.waiting.appendleft(victim)
+        self.policy.add(victim)
         self.preemptions += 1
         return victim
 
-
-def _pending(sequence: Sequence) -> int:
-    """Tokens not yet in the cache; 1 for a sequence that is decoding."""
-    return sequence.num_tokens - sequence.num_computed
+    def _stop_running(self, sequence: Sequence) -> None:
+        (self.decodes if sequence in self.decodes else self.prefills).remove(sequence)
+        self.blocks.free(sequence)

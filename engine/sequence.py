@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
+
+import msgspec
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -55,10 +58,12 @@ class SamplingParams:
             raise ValueError(f"top_k: expected at least 0, given {self.top_k}")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Sequence:
     """A request inside the engine. Positions are 0-based; token i sits at position i.
 
+    priority: lower goes first where the policy asks. tenant: who is charged for it under fair scheduling.
+    num_tokens: prompt and output together; `append` keeps it.
     num_computed: leading tokens whose keys and values are in the target's cache.
     num_draft_computed: the same for the draft model's cache.
     block_table: page of each block of positions; None where the page was evicted or never held.
@@ -69,15 +74,23 @@ class Sequence:
     params: SamplingParams
     arrival: int
     seed: int = 0
+    priority: int = 0
+    tenant: str = ""
+    was_admitted: bool = False
     status: SequenceStatus = SequenceStatus.WAITING
     output: list[int] = field(default_factory=list)
     block_table: list[int | None] = field(default_factory=list)
     num_computed: int = 0
     num_draft_computed: int = 0
+    num_tokens: int = field(init=False)
 
-    @property
-    def num_tokens(self) -> int:
-        return len(self.prompt) + len(self.output)
+    def __post_init__(self) -> None:
+        self.num_tokens = len(self.prompt) + len(self.output)
+
+    def append(self, tokens: Iterable[int]) -> None:
+        """Extend the output."""
+        self.output.extend(tokens)
+        self.num_tokens = len(self.prompt) + len(self.output)
 
     @property
     def num_forced_left(self) -> int:
@@ -92,8 +105,7 @@ class Sequence:
         return [*head, *tail]
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceOutput:
+class SequenceOutput(msgspec.Struct, frozen=True, gc=False):
     """What one step produced for one request. logprobs and top_tokens run parallel to tokens (empty unless asked).
 
     top_tokens: the argmax at each position, to count flips against forced tokens.
@@ -106,8 +118,7 @@ class SequenceOutput:
     finish_reason: FinishReason | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class EngineStats:
+class EngineStats(msgspec.Struct, frozen=True):
     """Counters since start (num_* totals) and gauges of this moment."""
 
     running: int = 0

@@ -37,6 +37,9 @@ LONG_TEXT_CHARS = 20_000
 """Longer texts are tokenised in a thread, so that the streams of others go on."""
 
 JSON = "application/json"
+TENANT_HEADER = "X-Tenant"
+"""As replays send it and recordings read it."""
+MAX_TENANT_CHARS = 256
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -75,7 +78,7 @@ class Server:
         self._check_length("max_tokens", prompt, body.max_tokens)
         logprobs = body.logprobs is not None
         options = ResponseOptions(_id("cmpl"), self._model_name, prompt, logprobs, body.return_token_ids)
-        job = self._job(body, prompt, body.max_tokens, logprobs, arrival)
+        job = self._job(request, body, prompt, body.max_tokens, logprobs, arrival)
         return await self._answer(request, body, job, options, CompletionFormat(options))
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
@@ -91,7 +94,7 @@ class Server:
         max_tokens = asked or max(self._max_model_len - len(prompt), 1)
         self._check_length("max_completion_tokens" if body.max_completion_tokens else "max_tokens", prompt, max_tokens)
         options = ResponseOptions(_id("chatcmpl"), self._model_name, prompt, body.logprobs, body.return_token_ids)
-        job = self._job(body, prompt, max_tokens, body.logprobs, arrival)
+        job = self._job(request, body, prompt, max_tokens, body.logprobs, arrival)
         return await self._answer(request, body, job, options, ChatFormat(options))
 
     async def models(self, request: web.Request) -> web.Response:
@@ -142,7 +145,7 @@ class Server:
         try:
             for prompt, target in pairs:
                 params = SamplingParams(max_tokens=len(target), ignore_eos=True, logprobs=True, forced=tuple(target))
-                streams.append(self._submit(_id("score"), prompt, params))
+                streams.append(self._submit(_id("score"), prompt, params, 0, _tenant(request)))
             return _json({"items": [await _scores(stream) for stream in streams]})
         finally:
             for stream in streams:
@@ -151,7 +154,7 @@ class Server:
     async def _answer(
         self, request: web.Request, body: SamplingRequest, job: Job, options: ResponseOptions, shape: ResponseFormat
     ) -> web.StreamResponse:
-        stream = self._submit(options.request_id, job.prompt, job.params)
+        stream = self._submit(options.request_id, job.prompt, job.params, job.priority, job.tenant)
         try:
             generation = Generation(job, stream, self._tokenizer, self._metrics)
             if body.stream:
@@ -172,13 +175,24 @@ class Server:
             raise ApiError(409, outcome.error, param="changes")
         return outcome.seconds
 
-    def _job(self, body: SamplingRequest, prompt: list[int], max_tokens: int, logprobs: bool, arrival: float) -> Job:
+    def _job(
+        self,
+        request: web.Request,
+        body: SamplingRequest,
+        prompt: list[int],
+        max_tokens: int,
+        logprobs: bool,
+        arrival: float,
+    ) -> Job:
         params = body.sampling(max_tokens, self._tokenizer.eos_token_ids, logprobs)
-        return Job(prompt, params, body.stop, body.return_token_ids, arrival)
+        tenant = _tenant(request, body.user)
+        return Job(prompt, params, body.stop, body.return_token_ids, arrival, body.priority, tenant)
 
-    def _submit(self, request_id: str, prompt: list[int], params: SamplingParams) -> OutputStream:
+    def _submit(
+        self, request_id: str, prompt: list[int], params: SamplingParams, priority: int, tenant: str
+    ) -> OutputStream:
         try:
-            return self._core.submit(request_id, prompt, params)
+            return self._core.submit(request_id, prompt, params, priority, tenant)
         except EngineDied as error:
             raise ApiError(503, str(error), code="engine_unavailable") from None
 
@@ -276,6 +290,10 @@ async def _scores(stream: OutputStream) -> dict[str, list[Any]]:
         scores["top_tokens"] += output.top_tokens
         finished = output.finish_reason is not None
     return scores
+
+
+def _tenant(request: web.Request, user: str | None = None) -> str:
+    return (request.headers.get(TENANT_HEADER) or user or "")[:MAX_TENANT_CHARS]
 
 
 def _json(value: Any) -> web.Response:

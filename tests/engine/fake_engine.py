@@ -57,7 +57,9 @@ class FakeEngine:
         self._generated = 0
         self._steps = 0
 
-    def add(self, request_id: str, prompt: Sequence[int], params: SamplingParams) -> None:
+    def add(
+        self, request_id: str, prompt: Sequence[int], params: SamplingParams, priority: int = 0, tenant: str = ""
+    ) -> None:
         if prompt[0] == REFUSE:
             raise ValueError("the prompt needs 9 pages and the pool has 8")
         self._requests[request_id] = _Request(tuple(prompt), params)

@@ -91,6 +91,20 @@ def test_small_pool_really_preempts(tiny_llama: Path) -> None:
     assert engine.stats().preemptions > 0
 
 
+@pytest.mark.parametrize("policy", ["fcfs", "priority", "fair"])
+def test_a_scheduling_policy_changes_no_token(policy: str, tiny_llama: Path, expected: list[list[int]]) -> None:
+    settings = {"kv_cache_memory_bytes": 14 * 16 * 2 * 2 * 2 * 16 * 4, "prefill_chunk_size": 16}
+    engine = load_engine(EngineConfig(model=str(tiny_llama), scheduling_policy=policy, **settings))
+    for index, prompt in enumerate(prompts()):
+        engine.add(str(index), prompt, GREEDY, priority=-index, tenant=str(index % 2))
+    tokens: list[list[int]] = [[] for _ in expected]
+    while engine.has_work():
+        for output in engine.step():
+            tokens[int(output.request_id)] += output.tokens
+    assert tokens == expected
+    assert engine.stats().preemptions > 0
+
+
 def test_a_draft_equal_to_the_target_is_always_accepted(tiny_llama: Path, expected: list[list[int]]) -> None:
     engine = load_engine(EngineConfig(model=str(tiny_llama), draft_model=str(tiny_llama), num_speculative_tokens=3))
     assert run(engine, GREEDY, prompts()) == expected

@@ -45,7 +45,7 @@ class CountingRunner:
 
 
 configs = st.builds(
-    lambda seqs, extra, chunk, block, window, sinks, depth: EngineConfig(
+    lambda seqs, extra, chunk, block, window, sinks, depth, policy: EngineConfig(
         model="none",
         draft_model="none",
         max_num_seqs=seqs,
@@ -55,6 +55,7 @@ configs = st.builds(
         kv_window=window,
         kv_sink_tokens=sinks,
         num_speculative_tokens=depth,
+        scheduling_policy=policy,
     ),
     seqs=st.integers(1, 6),
     extra=st.integers(0, 40),
@@ -63,6 +64,7 @@ configs = st.builds(
     window=st.none() | st.integers(1, 40),
     sinks=st.integers(0, 9),
     depth=st.integers(0, 4),
+    policy=st.sampled_from(["fcfs", "priority", "fair"]),
 )
 requests = st.lists(
     st.tuples(st.integers(1, 60), st.integers(1, 30), st.none() | st.integers(0, 25)), min_size=1, max_size=12
@@ -80,7 +82,8 @@ def test_every_request_ends_and_no_page_leaks(
     aborts: dict[int, list[str]] = {}
     for index, (prompt, output, abort_at) in enumerate(requests):
         try:
-            engine.add(str(index), [1] * prompt, SamplingParams(max_tokens=output, ignore_eos=True))
+            params = SamplingParams(max_tokens=output, ignore_eos=True)
+            engine.add(str(index), [1] * prompt, params, priority=index % 3, tenant=str(index % 2))
         except ValueError as error:
             assert "pages" in str(error)
             continue

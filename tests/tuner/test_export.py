@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from engine.config import EngineConfig, knobs, load_config, parse_config
 from tuner.serving.config import ServingConfig
-from tuner.serving.export import TARGETS, VLLM, Provenance, export
+from tuner.serving.export import TARGETS, Provenance, export
+from tuner.serving.vllm_flags import VLLM
 
 PROVENANCE = Provenance(study="demo", trial=17, date="2026-11-21")
 
@@ -65,8 +66,8 @@ def test_vllm_file_is_yaml_of_long_flags(tmp_path: Path) -> None:
     flags, _ = _vllm(tmp_path, _config(tmp_path / "m", prefill_chunk_size=64, num_speculative_tokens=3))
     assert flags.keys() == {
         "served-model-name", "model", "dtype", "seed", "max-model-len", "max-num-seqs", "max-num-batched-tokens",
-        "long-prefill-token-threshold", "block-size", "kv-cache-dtype", "kv-cache-memory-bytes", "speculative-config",
-        "enable-chunked-prefill", "no-enable-prefix-caching",
+        "long-prefill-token-threshold", "scheduling-policy", "block-size", "kv-cache-dtype", "kv-cache-memory-bytes",
+        "speculative-config", "enable-chunked-prefill", "no-enable-prefix-caching",
     }  # fmt: skip
     assert flags["max-model-len"] == 2048
     assert json.loads(flags["speculative-config"]) == {
@@ -92,6 +93,9 @@ CASES: list[tuple[str, dict[str, Any], str, str | None, Any, str]] = [
      "long-prefill-token-threshold", 2048, "approximate"),
     ("page sizes that vLLM lacks go to the nearest", {"block_size": 20}, "block_size", "block-size", 16, "approximate"),
     ("no speculation: no flag", {}, "num_speculative_tokens", "speculative-config", None, "exact"),
+    ("priorities are vLLM's own", {"scheduling_policy": "priority"}, "scheduling_policy", "scheduling-policy",
+     "priority", "exact"),
+    ("fairness has no flag", {"scheduling_policy": "fair"}, "scheduling_policy", "scheduling-policy", None, "none"),
     ("the window has no flag", {"kv_window": 124}, "kv_window", None, None, "none"),
     ("with a window the sequences may not fit", {"kv_window": 124}, "max_num_seqs", "max-num-seqs", 8, "approximate"),
 ]  # fmt: skip

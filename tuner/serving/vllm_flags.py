@@ -1,0 +1,197 @@
+"""EngineConfig in vLLM's words: one row a field, with how well it carries over.
+
+Flag names: vLLM's serve arguments (docs.vllm.ai, v0.32.0).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from engine.config import EngineConfig
+
+Fit = Literal["exact", "approximate", "none"]
+_VLLM_BLOCK_SIZES = (1, 8, 16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """What one field becomes. value: of the flag; None when the file carries no such flag."""
+
+    fit: Fit
+    note: str
+    value: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a mapping table: our field, the foreign flag (None: there is none), and the rule between them."""
+
+    knob: str
+    flag: str | None
+    rule: Callable[[EngineConfig], Mapped]
+
+
+# Settings of vLLM that our engine does not have as knobs, written so that vLLM behaves as what was measured.
+VLLM_FIXED = {
+    "enable-chunked-prefill": "the measured engine always mixes prefill chunks with decodes.",
+    "no-enable-prefix-caching": "the measured engine shares no prefixes between requests. Remove the line to let vLLM "
+    "share them (its default): prompts with common beginnings then start sooner than was measured.",
+}
+
+
+def _same(knob: str, note: str) -> Callable[[EngineConfig], Mapped]:
+    return lambda config: Mapped("exact", note, getattr(config, knob))
+
+
+def _none(note: str) -> Callable[[EngineConfig], Mapped]:
+    return lambda config: Mapped("none", note)
+
+
+def _seed(config: EngineConfig) -> Mapped:
+    return Mapped("approximate", "Another random stream: samples differ, greedy answers do not.", config.seed)
+
+
+def _dtype(config: EngineConfig) -> Mapped:
+    if config.dtype != "auto":
+        return Mapped("exact", "Weights and activations.", config.dtype)
+    return Mapped("approximate", "Our auto follows the device; vLLM's auto follows the checkpoint.", "auto")
+
+
+def _max_model_len(config: EngineConfig) -> Mapped:
+    if config.max_model_len is not None:
+        return Mapped("exact", "Prompt plus output.", config.max_model_len)
+    return Mapped("exact", "Not set in the study; read from the model's config.json.", _model_limit(config))
+
+
+def _model_limit(config: EngineConfig) -> int:
+    """The longest sequence in tokens: max_model_len, or max_position_embeddings of the checkpoint."""
+    if config.max_model_len is not None:
+        return config.max_model_len
+    path = Path(config.model) / "config.json"
+    try:
+        limit = json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings")
+    except (OSError, ValueError):
+        limit = None
+    if not isinstance(limit, int):
+        raise ValueError(f"{path}: expected max_position_embeddings (tokens); or set max_model_len in the study")
+    return limit
+
+
+def _max_num_seqs(config: EngineConfig) -> Mapped:
+    if config.kv_window is None:
+        return Mapped("exact", "Sequences in one step.", config.max_num_seqs)
+    note = "Measured with kv_window, which vLLM lacks: fewer sequences may fit, see kv_window."
+    return Mapped("approximate", note, config.max_num_seqs)
+
+
+def _prefill_chunk_size(config: EngineConfig) -> Mapped:
+    if config.prefill_chunk_size is None:
+        return Mapped("exact", "Not set: one prompt may take the whole budget, as by default in vLLM.")
+    chunk = min(config.prefill_chunk_size, _model_limit(config))
+    note = "Bounds the chunk of a prompt longer than this; --max-num-batched-tokens bounds the step."
+    return Mapped("approximate", note, chunk)
+
+
+def _scheduling_policy(config: EngineConfig) -> Mapped:
+    if config.scheduling_policy == "fair":
+        note = "vLLM has no fairness between tenants: a tenant that floods it delays the others; limit it in a gateway."
+        return Mapped("none", note)
+    return Mapped("exact", "Order of admission; the latest of the last rank is preempted.", config.scheduling_policy)
+
+
+def _block_size(config: EngineConfig) -> Mapped:
+    size = config.block_size
+    if size in _VLLM_BLOCK_SIZES:
+        return Mapped("exact", "Tokens in a page; an attention backend may accept fewer sizes.", size)
+    nearest = min(_VLLM_BLOCK_SIZES, key=lambda candidate: (abs(candidate - size), candidate))
+    return Mapped("approximate", f"vLLM has no pages of {size} tokens; the nearest size.", nearest)
+
+
+# kv_cache_dtype -> value of --kv-cache-dtype, fit, why.
+_VLLM_KV_DTYPES: dict[str, Mapped] = {
+    "auto": Mapped("exact", "Keys and values in the compute dtype.", "auto"),
+    "float16": Mapped("exact", "Older vLLM takes auto with --dtype float16 only.", "float16"),
+    "int8": Mapped("exact", "One scale per token and head on both sides.", "int8_per_token_head"),
+    "fp8_e4m3": Mapped(
+        "approximate",
+        "One scale per token and head on both sides, other rounding; older vLLM: fp8_e4m3, one scale per tensor. "
+        "Check quality again.",
+        "fp8_per_token_head",
+    ),
+}
+
+
+def _kv_cache_dtype(config: EngineConfig) -> Mapped:
+    stored = config.kv_cache_dtype
+    if stored in _VLLM_KV_DTYPES:
+        return _VLLM_KV_DTYPES[stored]
+    if config.dtype == stored:
+        return Mapped("exact", f"auto stores {stored}, because --dtype is {stored}.", "auto")
+    note = f"Measured with {stored}; older vLLM refuses the word, and auto stores the compute dtype ({config.dtype})."
+    return Mapped("approximate", note, "auto")
+
+
+def _window_consequence(config: EngineConfig) -> str:
+    limit = _model_limit(config)
+    held = min(limit, (config.kv_window or limit) + config.kv_sink_tokens)
+    return (
+        f"Without it a sequence may hold {limit} tokens of KV instead of {held} ({limit / held:.3g}x), "
+        f"so as few as {max(1, config.max_num_seqs * held // limit)} of {config.max_num_seqs} sequences may fit "
+        "the same memory; quality is expected no lower than measured."
+    )
+
+
+def _kv_window(config: EngineConfig) -> Mapped:
+    if config.kv_window is None:
+        return Mapped("none", "Not set: nothing is lost.")
+    return Mapped("none", f"Dropped (measured with {config.kv_window} tokens). {_window_consequence(config)}")
+
+
+def _draft_model(config: EngineConfig) -> Mapped:
+    if config.num_speculative_tokens:
+        return Mapped("exact", "Part of --speculative-config, below.")
+    return Mapped("exact", "Not used: no speculation, so no draft model is loaded.")
+
+
+def _num_speculative_tokens(config: EngineConfig) -> Mapped:
+    if not config.num_speculative_tokens:
+        return Mapped("exact", "0: no speculation.")
+    speculative = {
+        "method": "draft_model",
+        "model": config.draft_model,
+        "num_speculative_tokens": config.num_speculative_tokens,
+    }
+    return Mapped("exact", "Draft model and depth.", json.dumps(speculative, ensure_ascii=False))
+
+
+VLLM: tuple[Row, ...] = (
+    Row("model", "model", _same("model", "A local checkpoint directory.")),
+    Row("draft_model", "speculative-config", _draft_model),
+    Row("device", None, _none("vLLM is built for one platform and uses that.")),
+    Row("dtype", "dtype", _dtype),
+    Row("num_threads", None, _none("On vLLM's CPU build set the environment variable VLLM_CPU_OMP_THREADS_BIND.")),
+    Row("seed", "seed", _seed),
+    Row("max_model_len", "max-model-len", _max_model_len),
+    Row("max_num_seqs", "max-num-seqs", _max_num_seqs),
+    Row(
+        "max_num_batched_tokens",
+        "max-num-batched-tokens",
+        _same("max_num_batched_tokens", "Token budget of one step; not below max_num_seqs, on both sides."),
+    ),
+    Row("prefill_chunk_size", "long-prefill-token-threshold", _prefill_chunk_size),
+    Row("scheduling_policy", "scheduling-policy", _scheduling_policy),
+    Row("block_size", "block-size", _block_size),
+    Row("kv_cache_dtype", "kv-cache-dtype", _kv_cache_dtype),
+    Row(
+        "kv_cache_memory_bytes",
+        "kv-cache-memory-bytes",
+        _same("kv_cache_memory_bytes", "The page pool of one GPU; overrides --gpu-memory-utilization."),
+    ),
+    Row("kv_window", None, _kv_window),
+    Row("kv_sink_tokens", None, _none("Belongs to kv_window, which vLLM lacks.")),
+    Row("num_speculative_tokens", "speculative-config", _num_speculative_tokens),
+)

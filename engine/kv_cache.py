@@ -2,7 +2,8 @@
 
 Visibility rule of the cache (kv_window = W, kv_sink_tokens = S): the query at position p sees the keys at positions
 k <= p with k < S or k > p - W. The rule is exact per token; a page is freed when no later query can see any of it,
-so results do not depend on page or chunk boundaries.
+so results do not depend on page or chunk boundaries. A model with a sliding window W of its own has that rule without
+sinks; of two windows the smaller one rules.
 """
 
 from __future__ import annotations
@@ -76,3 +77,13 @@ class BlockManager:
         """Give back every page of `sequence`."""
         self._free.extend(page for page in reversed(sequence.block_table) if page is not None)
         sequence.block_table.clear()
+
+
+def narrower(window: int | None, sink_tokens: int, own: int | None) -> tuple[int | None, int]:
+    """Window and sinks that rule when the model's own window is `own`.
+
+    The sinks belong to kv_window: where the model's window is the smaller one, they may not widen it.
+    """
+    if own is not None and (window is None or own <= window):
+        return own, 0
+    return window, sink_tokens

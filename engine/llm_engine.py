@@ -8,7 +8,7 @@ from typing import Protocol
 import msgspec
 
 from engine.config import EngineConfig
-from engine.kv_cache import BlockManager
+from engine.kv_cache import BlockManager, narrower
 from engine.scheduler import ScheduledSequence, Scheduler
 from engine.sequence import EngineStats, FinishReason, SamplingParams, Sequence, SequenceOutput
 
@@ -28,9 +28,13 @@ class RowResult(msgspec.Struct, frozen=True, gc=False):
 
 
 class Runner(Protocol):
-    """Turns a step into tokens. max_model_len: tokens; num_blocks: pages the pool holds under the present config."""
+    """Turns a step into tokens. max_model_len: tokens; num_blocks: pages the pool holds under the present config.
+
+    model_window: tokens that the model's own attention sees, or None.
+    """
 
     max_model_len: int
+    model_window: int | None
     num_blocks: int
 
     def execute(self, step: list[ScheduledSequence]) -> list[RowResult]: ...
@@ -56,7 +60,8 @@ class LLMEngine:
 
     def _build(self) -> None:
         config = self.config
-        self._blocks = BlockManager(self._runner.num_blocks, config.block_size, config.kv_window, config.kv_sink_tokens)
+        visible = narrower(config.kv_window, config.kv_sink_tokens, self._runner.model_window)
+        self._blocks = BlockManager(self._runner.num_blocks, config.block_size, *visible)
         self._scheduler = Scheduler(config, self._blocks, self.max_model_len)
 
     def add(

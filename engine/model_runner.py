@@ -9,10 +9,12 @@ from torch import Tensor
 
 from engine.config import EngineConfig
 from engine.kernels.reference import PagedTensor, page_bytes
+from engine.kv_cache import narrower
 from engine.layers.attention import Span, layout
 from engine.layers.sampler import probabilities
 from engine.llm_engine import LLMEngine, RowResult
-from engine.models.llama import Llama, LlamaConfig
+from engine.models.config import ModelConfig, read_model_config
+from engine.models.decoder import Decoder
 from engine.scheduler import ScheduledSequence
 from engine.speculative import Drafter, Proposal, verify_greedy, verify_sampled
 from engine.weights import load_model
@@ -26,19 +28,29 @@ def load_engine(config: EngineConfig) -> LLMEngine:
 
 
 class ModelRunner:
-    """Owns the weights and the page pool. num_blocks: pages that kv_cache_memory_bytes buys."""
+    """Owns the weights and the page pool. num_blocks: pages that kv_cache_memory_bytes buys.
+
+    model_window: tokens that the model's own attention sees, or None.
+    """
 
     def __init__(self, config: EngineConfig) -> None:
         torch.set_num_threads(config.num_threads)
         self._device = torch.device(_device_name(config))
         self._dtype = getattr(torch, _dtype_name(config, self._device))
-        self._model = load_model(Path(config.model), self._device, self._dtype)
-        self._draft_model = _load_draft(config, self._model, self._device, self._dtype)
-        self.max_model_len = _max_model_len(config, self._model, self._draft_model)
+        shape, draft_shape = _read_shapes(config)
+        self.max_model_len = _max_model_len(config, shape, draft_shape)
+        self.model_window = shape.window
+        self._model = self._load(config.model, shape)
+        self._draft_model = None
+        if config.draft_model is not None and draft_shape is not None:
+            self._draft_model = self._load(config.draft_model, draft_shape)
         self._config = config
         self._cache: Cache = []
         self._drafter: Drafter | None = None
         self._build_cache(config)
+
+    def _load(self, directory: str, shape: ModelConfig) -> Decoder:
+        return load_model(Path(directory), shape, self.max_model_len, self._device, self._dtype)
 
     def reconfigure(self, config: EngineConfig) -> None:
         """Rebuild the page pool when a setting of cost "cache" changed; weights stay loaded.
@@ -67,10 +79,14 @@ class ModelRunner:
         caches = [self._allocate(shape, dtype, config.block_size) for shape in shapes]
         self._cache = caches[0]
         if self._draft_model is not None and len(caches) == 2:
-            geometry = (config.block_size, config.kv_window, config.kv_sink_tokens)
-            self._drafter = Drafter(self._draft_model, caches[1], *geometry)
+            # The draft sees no more than the target, whose window decides which pages are kept.
+            visible = narrower(*self._visible(config), self._draft_model.config.window)
+            self._drafter = Drafter(self._draft_model, caches[1], config.block_size, *visible)
 
-    def _allocate(self, shape: LlamaConfig, dtype: str, block_size: int) -> Cache:
+    def _visible(self, config: EngineConfig) -> tuple[int | None, int]:
+        return narrower(config.kv_window, config.kv_sink_tokens, self.model_window)
+
+    def _allocate(self, shape: ModelConfig, dtype: str, block_size: int) -> Cache:
         size = (self.num_blocks, block_size, shape.kv_heads, shape.head_dim, self._device)
         return [(PagedTensor.empty(dtype, *size), PagedTensor.empty(dtype, *size)) for _ in range(shape.layers)]
 
@@ -86,7 +102,7 @@ class ModelRunner:
             for i, p in zip(step, proposals, strict=True)
         ]
         config = self._config
-        batch = layout(spans, config.block_size, config.kv_window, config.kv_sink_tokens, self._device)
+        batch = layout(spans, config.block_size, *self._visible(config), self._device)
         hidden = self._model.forward(batch, self._cache)
         rows, counts = _sampled_rows(step, batch.first_rows)
         logits = self._model.logits(hidden[rows]) if rows else hidden.new_zeros(0, 0)
@@ -162,19 +178,18 @@ def _dtype_name(config: EngineConfig, device: torch.device) -> str:
     return config.dtype
 
 
-def _load_draft(config: EngineConfig, target: Llama, device: torch.device, dtype: torch.dtype) -> Llama | None:
+def _read_shapes(config: EngineConfig) -> tuple[ModelConfig, ModelConfig | None]:
+    shape = read_model_config(Path(config.model))
     if config.draft_model is None:
-        return None
-    draft = load_model(Path(config.draft_model), device, dtype)
-    if draft.config.vocab_size != target.config.vocab_size:
-        raise ValueError(
-            f"draft_model: its vocabulary has {draft.config.vocab_size} tokens, the model's {target.config.vocab_size}"
-        )
-    return draft
+        return shape, None
+    draft = read_model_config(Path(config.draft_model))
+    if draft.vocab_size != shape.vocab_size:
+        raise ValueError(f"draft_model: its vocabulary has {draft.vocab_size} tokens, the model's {shape.vocab_size}")
+    return shape, draft
 
 
-def _max_model_len(config: EngineConfig, model: Llama, draft: Llama | None) -> int:
-    trained = min(m.config.max_positions for m in (model, draft) if m is not None)
+def _max_model_len(config: EngineConfig, shape: ModelConfig, draft: ModelConfig | None) -> int:
+    trained = min(s.max_positions for s in (shape, draft) if s is not None)
     if config.max_model_len is not None and config.max_model_len > trained:
         raise ValueError(f"max_model_len: {config.max_model_len} exceeds the trained context of {trained} tokens")
     return config.max_model_len or trained

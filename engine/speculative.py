@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.kernels.reference import PagedTensor
 from engine.layers.attention import Span, layout
 from engine.layers.sampler import Stream, draw, probabilities, uniform
-from engine.models.llama import Llama
+from engine.models.decoder import Decoder
 from engine.scheduler import ScheduledSequence
 from engine.sequence import Sequence
 
@@ -31,7 +31,7 @@ class Drafter:
 
     def __init__(
         self,
-        model: Llama,
+        model: Decoder,
         cache: list[tuple[PagedTensor, PagedTensor]],
         block_size: int,
         window: int | None,

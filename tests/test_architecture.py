@@ -88,6 +88,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "torch": (
         "engine.model_runner",
         "engine.speculative",
+        "engine.checkpoint",
         "engine.weights",
         "engine.models",
         "engine.layers",

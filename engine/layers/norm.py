@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class RMSNorm:
-    """x / rms(x) * weight over the last dimension. weight: [hidden]."""
+    """x / rms(x) * weight over the last dimension. weight: [hidden], or [heads, head_dim]."""
 
     def __init__(self, weight: Tensor, eps: float) -> None:
         self.weight = weight

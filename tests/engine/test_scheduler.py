@@ -19,6 +19,7 @@ class CountingRunner:
 
     def __init__(self, config: EngineConfig, num_blocks: int, max_model_len: int = 512) -> None:
         self.config, self.num_blocks, self.max_model_len = config, num_blocks, max_model_len
+        self.model_window: int | None = None
         self.steps: list[list[ScheduledSequence]] = []
 
     def execute(self, step: list[ScheduledSequence]) -> list[RowResult]:

@@ -68,6 +68,8 @@ class Generation:
             if self._job.params.logprobs:
                 piece.logprobs.append(output.logprobs[index])
                 piece.token_texts.append(self._tokenizer.token_text(token))
+                wanted = output.top_logprobs[index][: self._job.params.top_logprobs]
+                piece.top_logprobs.append([(self._tokenizer.token_text(top), x) for top, x in wanted])
             if finish_reason == "stop" and token in self._job.params.stop_token_ids:
                 break  # the end-of-sequence token is counted and listed, but is no text
             piece.text += self._detokenizer.add(token)
@@ -100,5 +102,6 @@ async def collect(generation: Generation) -> Piece:
         whole.tokens += piece.tokens
         whole.logprobs += piece.logprobs
         whole.token_texts += piece.token_texts
+        whole.top_logprobs += piece.top_logprobs
         whole.finish_reason = piece.finish_reason
     return whole

@@ -38,8 +38,8 @@ class BlockManager:
         whole = self.blocks_to_hold(num_tokens)
         if self.window is None:
             return whole
-        # The window may straddle one page more than it fills, and the draft model's cache lags by one token.
-        kept = self.blocks_to_hold(self.sink_tokens) + self.blocks_to_hold(self.window + step_tokens + 1) + 1
+        # The window may straddle one page more than it fills.
+        kept = self.blocks_to_hold(self.sink_tokens) + self.blocks_to_hold(self.window + step_tokens) + 1
         return min(whole, kept)
 
     def missing_blocks(self, sequence: Sequence, num_tokens: int) -> int:

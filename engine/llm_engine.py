@@ -16,13 +16,14 @@ from engine.sequence import EngineStats, FinishReason, SamplingParams, Sequence,
 class RowResult(msgspec.Struct, frozen=True, gc=False):
     """What the runner found for one scheduled sequence.
 
-    tokens: accepted drafts and then one more token; empty when the row does not sample. num_drafted: proposals that
-    were verified. num_draft_computed: positions now in the draft model's cache.
+    tokens: accepted drafts and then one more token; empty when the row does not sample. logprobs, top_logprobs: see
+    SequenceOutput. num_drafted: proposals that were verified. num_draft_computed: positions now in the draft model's
+    cache.
     """
 
     tokens: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
-    top_tokens: tuple[int, ...] = ()
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
     num_drafted: int = 0
     num_draft_computed: int = 0
 
@@ -107,19 +108,19 @@ class LLMEngine:
         sequence.num_computed = item.start + item.num_tokens + accepted
         sequence.num_draft_computed = result.num_draft_computed
         if not result.tokens:
-            self._evict(sequence)
+            self._blocks.evict(sequence, sequence.num_computed)
             return None
         tokens, reason = _until_finish(sequence, result.tokens)
         sequence.append(tokens)
         self._scheduler.policy.served(sequence, len(tokens))
         self._totals["generation_tokens"] += len(tokens)
         if reason is None:
-            self._evict(sequence)
+            self._blocks.evict(sequence, sequence.num_computed)
         else:
             self._scheduler.remove(sequence)
             del self._sequences[sequence.request_id]
         count = len(tokens)
-        return SequenceOutput(sequence.request_id, tokens, result.logprobs[:count], result.top_tokens[:count], reason)
+        return SequenceOutput(sequence.request_id, tokens, result.logprobs[:count], result.top_logprobs[:count], reason)
 
     def _count(self, item: ScheduledSequence, result: RowResult, accepted: int) -> None:
         prompt_end = len(item.sequence.prompt)
@@ -128,12 +129,6 @@ class LLMEngine:
             self._totals["drafts"] += 1
             self._totals["draft_tokens"] += result.num_drafted
             self._totals["accepted_tokens"] += accepted
-
-    def _evict(self, sequence: Sequence) -> None:
-        # The draft model may still have to read a position that the target has passed.
-        uses_draft = self.config.num_speculative_tokens > 0 and sequence.params.forced is None
-        computed = sequence.num_computed
-        self._blocks.evict(sequence, min(computed, sequence.num_draft_computed) if uses_draft else computed)
 
     def reconfigure(self, config: EngineConfig) -> None:
         """Apply `config`; weights stay loaded. Raises ValueError with requests in flight or if a restart is needed."""

@@ -11,12 +11,14 @@ from engine.config import EngineConfig
 from engine.kernels.reference import PagedTensor, page_bytes
 from engine.kv_cache import narrower
 from engine.layers.attention import Span, layout
-from engine.layers.sampler import probabilities
+from engine.layers.sampler import Listing, log_probabilities
 from engine.llm_engine import LLMEngine, RowResult
 from engine.models.config import ModelConfig, read_model_config
 from engine.models.decoder import Decoder
 from engine.scheduler import ScheduledSequence
-from engine.speculative import Drafter, Proposal, verify_greedy, verify_sampled
+from engine.speculative.draft_model import Drafter
+from engine.speculative.proposal import Proposal
+from engine.speculative.verification import verify
 from engine.weights import load_model
 
 Cache = list[tuple[PagedTensor, PagedTensor]]
@@ -95,7 +97,7 @@ class ModelRunner:
         """One forward pass (and the draft model's, when it speculates). Results run parallel to `step`."""
         proposals = [_forced(item) for item in step]
         if self._drafter is not None:
-            drafted = self._drafter.propose(step)
+            drafted = self._drafter.propose(step, self._config)
             proposals = [p if p.tokens else d for p, d in zip(proposals, drafted, strict=True)]
         spans = [
             Span(i.sequence, i.start, i.sequence.tokens(i.start, i.start + i.num_tokens) + p.tokens)
@@ -104,48 +106,45 @@ class ModelRunner:
         config = self._config
         batch = layout(spans, config.block_size, *self._visible(config), self._device)
         hidden = self._model.forward(batch, self._cache)
-        rows, counts = _sampled_rows(step, batch.first_rows)
+        rows, counts = _sampled_rows(step, proposals, batch.first_rows)
         logits = self._model.logits(hidden[rows]) if rows else hidden.new_zeros(0, 0)
         return self._choose(step, proposals, logits, counts)
 
     def _choose(
         self, step: list[ScheduledSequence], proposals: list[Proposal], logits: Tensor, counts: list[int]
     ) -> list[RowResult]:
-        top = logits.argmax(-1).tolist() if logits.numel() else []
-        results, first = [], 0
-        for item, proposal, count in zip(step, proposals, counts, strict=True):
-            rows = slice(first, first + count)
-            tokens = _tokens(item, proposal, top[rows], logits[rows]) if count else []
-            chosen = logits[first : first + len(tokens)]
-            logprobs = _logprobs(chosen, tokens) if item.sequence.params.logprobs and tokens else []
-            results.append(self._result(item, tokens, logprobs, top[first : first + len(tokens)]))
-            first += count
-        return results
+        tokens = verify(step, proposals, logits, counts)
+        listings = _listings(step, logits, counts, tokens)
+        return [self._result(*row) for row in zip(step, proposals, tokens, listings, strict=True)]
 
-    def _result(self, item: ScheduledSequence, tokens: list[int], logprobs: list[float], top: list[int]) -> RowResult:
-        wants_top = item.sequence.params.logprobs
-        draft_computed = drafted = 0
-        if self._drafter is not None and item.sequence.params.forced is None:
-            drafted = item.num_drafts
-            # The last guess was never an input of the draft model, so its cache ends one short of a full acceptance.
-            reached = min(max(len(tokens) - 1, 0), max(drafted - 1, 0))
-            draft_computed = item.start + item.num_tokens + reached
-        return RowResult(tuple(tokens), tuple(logprobs), tuple(top) if wants_top else (), drafted, draft_computed)
+    def _result(
+        self, item: ScheduledSequence, proposal: Proposal, tokens: list[int], listing: list[Listing]
+    ) -> RowResult:
+        drafted = len(proposal.tokens) if item.sequence.params.forced is None else 0
+        # The last guess was never an input of the draft model, so its cache ends one short of a full acceptance.
+        draft_computed = proposal.computed + (min(len(tokens), drafted) - 1 if drafted else 0)
+        logprobs = tuple(row.logprob for row in listing)
+        return RowResult(tuple(tokens), logprobs, tuple(row.top for row in listing), drafted, draft_computed)
 
 
-def _tokens(item: ScheduledSequence, proposal: Proposal, top: list[int], logits: Tensor) -> list[int]:
-    sequence = item.sequence
-    if sequence.params.forced is not None:
-        done = len(sequence.output)
-        return list(sequence.params.forced[done : done + len(top)])
-    if sequence.params.greedy:
-        return verify_greedy(proposal.tokens, top)
-    return verify_sampled(sequence, proposal, probabilities(logits, [sequence.params] * len(top)))
-
-
-def _logprobs(logits: Tensor, tokens: list[int]) -> list[float]:
-    chosen = torch.tensor(tokens, device=logits.device).unsqueeze(1)
-    return [float(x) for x in logits.log_softmax(-1).gather(1, chosen).squeeze(1).tolist()]
+def _listings(
+    step: list[ScheduledSequence], logits: Tensor, counts: list[int], tokens: list[list[int]]
+) -> list[list[Listing]]:
+    """Log-probabilities of the tokens of those sequences that asked for them; an empty list for the others."""
+    rows: list[int] = []
+    first = 0
+    for item, count, chosen in zip(step, counts, tokens, strict=True):
+        if item.sequence.params.logprobs:
+            rows += range(first, first + len(chosen))
+        first += count
+    if not rows:
+        return [[] for _ in step]
+    asking = [item.sequence.params.logprobs for item in step]
+    flat = [token for asks, chosen in zip(asking, tokens, strict=True) if asks for token in chosen]
+    # The likeliest token is always told: it shows where a forced one differs.
+    most = max([1, *(item.sequence.params.top_logprobs for item in step if item.sequence.params.logprobs)])
+    found = iter(log_probabilities(logits[rows], flat, most))
+    return [[next(found) for _ in chosen] if asks else [] for asks, chosen in zip(asking, tokens, strict=True)]
 
 
 def _forced(item: ScheduledSequence) -> Proposal:
@@ -153,12 +152,15 @@ def _forced(item: ScheduledSequence) -> Proposal:
     return Proposal(list((item.sequence.params.forced or ())[done : done + item.num_drafts]))
 
 
-def _sampled_rows(step: list[ScheduledSequence], first_rows: list[int]) -> tuple[list[int], list[int]]:
+def _sampled_rows(
+    step: list[ScheduledSequence], proposals: list[Proposal], first_rows: list[int]
+) -> tuple[list[int], list[int]]:
     """Flat rows whose logits are wanted, and how many of them belong to each scheduled sequence."""
     rows: list[int] = []
     counts = []
-    for item, first in zip(step, first_rows, strict=True):
-        wanted = range(first + item.num_tokens - 1, first + item.rows) if item.samples else range(0)
+    for item, proposal, first in zip(step, proposals, first_rows, strict=True):
+        last = first + item.num_tokens - 1
+        wanted = range(last, last + 1 + len(proposal.tokens)) if item.samples else range(0)
         rows += wanted
         counts.append(len(wanted))
     return rows, counts

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from engine.sequence import SamplingParams
+from engine.sequence import REPETITION_PENALTIES, SamplingParams
 
 MAX_SEED = 2**63 - 1
 
@@ -20,11 +20,9 @@ IGNORED = frozenset({
 """OpenAI's fields that cannot change a result here."""
 
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "audio": (), "best_of": (1,), "echo": (False,), "frequency_penalty": (0,), "function_call": ("none",),
-    "functions": ([],), "logit_bias": ({},), "min_p": (0,), "modalities": (["text"],), "prediction": (),
-    "presence_penalty": (0,), "reasoning_effort": (), "repetition_penalty": (1,),
-    "response_format": ({"type": "text"},), "suffix": ("",), "tool_choice": ("none", "auto"), "tools": ([],),
-    "top_logprobs": (0,), "verbosity": (), "web_search_options": (),
+    "audio": (), "best_of": (1,), "echo": (False,), "function_call": ("none",), "functions": ([],),
+    "modalities": (["text"],), "prediction": (), "reasoning_effort": (), "response_format": ({"type": "text"},),
+    "suffix": ("",), "tool_choice": ("none", "auto"), "tools": ([],), "verbosity": (), "web_search_options": (),
 }  # fmt: skip
 """Known fields that the engine cannot honour, and the values that ask for nothing."""
 
@@ -60,6 +58,16 @@ def _one_prompt(value: Any) -> str | list[int]:
 Prompt = Annotated[str | list[int], BeforeValidator(_one_prompt)]
 
 
+def _token_ids_as_keys(value: Any) -> Any:
+    """JSON has text keys only."""
+    if not isinstance(value, dict) or not all(isinstance(key, str) and key.isdecimal() for key in value):
+        raise ValueError("expected an object of token id to bias")
+    return {int(key): bias for key, bias in value.items()}
+
+
+Bias = Annotated[float, Field(ge=-100, le=100)]
+
+
 class StreamOptions(_Body):
     """include_usage: a last chunk with token counts."""
 
@@ -77,6 +85,11 @@ class SamplingRequest(_Body):
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=-1, le=2**63 - 1)
+    min_p: float = Field(0.0, ge=0, le=1)
+    repetition_penalty: float = Field(1.0, ge=REPETITION_PENALTIES[0], le=REPETITION_PENALTIES[1])
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    logit_bias: Annotated[dict[int, Bias], BeforeValidator(_token_ids_as_keys)] = Field(default_factory=dict)
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     priority: int = Field(0, ge=-(2**31), lt=2**31)
     user: str | None = None
@@ -101,21 +114,30 @@ class SamplingRequest(_Body):
             raise ValueError("stream_options: needs stream true")
         return self
 
-    def sampling(self, max_tokens: int, stop_token_ids: tuple[int, ...], logprobs: bool) -> SamplingParams:
+    def sampling(
+        self, max_tokens: int, stop_token_ids: tuple[int, ...], num_top_logprobs: int | None
+    ) -> SamplingParams:
+        """num_top_logprobs: alternatives to list beside each token; None: no log-probabilities at all."""
         return SamplingParams(
             max_tokens=max_tokens,
             temperature=self.temperature,
             top_k=max(self.top_k, 0),
             top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=tuple(self.logit_bias.items()),
             seed=self.seed,
             ignore_eos=self.ignore_eos,
             stop_token_ids=() if self.ignore_eos else stop_token_ids,
-            logprobs=logprobs,
+            logprobs=num_top_logprobs is not None,
+            top_logprobs=num_top_logprobs or 0,
         )
 
 
 class CompletionRequest(SamplingRequest):
-    """POST /v1/completions. max_tokens: 16 when absent, as OpenAI has it. logprobs: of the tokens chosen only."""
+    """POST /v1/completions. max_tokens: 16 when absent, as OpenAI has it. logprobs: alternatives listed."""
 
     prompt: Prompt
     max_tokens: int = Field(16, ge=1)
@@ -147,6 +169,13 @@ class ChatCompletionRequest(SamplingRequest):
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _alternatives_need_logprobs(self) -> ChatCompletionRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs: needs logprobs true")
+        return self
 
 
 class ScoreItem(_Body):

@@ -22,13 +22,15 @@ _encode = msgspec.json.Encoder().encode
 class Piece:
     """A part of one answer. tokens and logprobs may be ahead of text by an incomplete character or stop string.
 
-    token_texts: each token on its own, filled when log-probabilities were asked for.
+    token_texts: each token on its own, and top_logprobs: the alternatives to each, from the likeliest down, are filled
+    when log-probabilities were asked for.
     """
 
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     token_texts: list[str] = field(default_factory=list)
+    top_logprobs: list[list[tuple[str, float]]] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
 
@@ -43,7 +45,7 @@ class Usage(msgspec.Struct):
 class _CompletionLogprobs(msgspec.Struct):
     tokens: list[str]
     token_logprobs: list[float]
-    top_logprobs: None = None
+    top_logprobs: list[dict[str, float]] | None
     text_offset: None = None
 
 
@@ -56,11 +58,14 @@ class _CompletionChoice(msgspec.Struct):
     index: int = 0
 
 
-class _TokenLogprob(msgspec.Struct):
+class _TopLogprob(msgspec.Struct):
     token: str
     logprob: float
     bytes: list[int] | None
-    top_logprobs: tuple[()] = ()
+
+
+class _TokenLogprob(_TopLogprob):
+    top_logprobs: list[_TopLogprob]
 
 
 class _ChatLogprobs(msgspec.Struct):
@@ -91,12 +96,13 @@ class _ChatChunkChoice(msgspec.Struct):
 
 @dataclass(frozen=True)
 class ResponseOptions:
-    """What the request asked to see. prompt: its token ids, shown with token_ids."""
+    """What the request asked to see. prompt: its token ids, shown with token_ids. num_top_logprobs: alternatives listed
+    beside each token; None: no log-probabilities."""
 
     request_id: str
     model: str
     prompt: Sequence[int]
-    logprobs: bool
+    num_top_logprobs: int | None
     token_ids: bool
 
 
@@ -127,7 +133,10 @@ class CompletionFormat:
 
     def _choice(self, piece: Piece, first: bool) -> _CompletionChoice:
         options = self._options
-        logprobs = _CompletionLogprobs(piece.token_texts, piece.logprobs) if options.logprobs else None
+        logprobs = None
+        if options.num_top_logprobs is not None:
+            tops = _with_chosen(piece, options.num_top_logprobs) if options.num_top_logprobs else None
+            logprobs = _CompletionLogprobs(piece.token_texts, piece.logprobs, tops)
         prompt = options.prompt if options.token_ids and first else UNSET
         tokens = piece.tokens if options.token_ids else UNSET
         return _CompletionChoice(piece.text, logprobs, piece.finish_reason, tokens, prompt)
@@ -158,10 +167,25 @@ class ChatFormat:
         return piece.tokens if self._options.token_ids else UNSET
 
     def _logprobs(self, piece: Piece) -> _ChatLogprobs | None:
-        if not self._options.logprobs:
+        count = self._options.num_top_logprobs
+        if count is None:
             return None
-        pairs = zip(piece.token_texts, piece.logprobs, strict=True)
-        return _ChatLogprobs([_TokenLogprob(text, value, _utf8(text)) for text, value in pairs])
+        rows = zip(piece.token_texts, piece.logprobs, piece.top_logprobs, strict=True)
+        return _ChatLogprobs([
+            _TokenLogprob(text, x, _utf8(text), [_TopLogprob(t, y, _utf8(t)) for t, y in top[:count]])
+            for text, x, top in rows
+        ])  # fmt: skip
+
+
+def _with_chosen(piece: Piece, count: int) -> list[dict[str, float]]:
+    """The likeliest tokens of each position by text, and the chosen one; of equal texts the likeliest counts."""
+    found = []
+    for text, logprob, top in zip(piece.token_texts, piece.logprobs, piece.top_logprobs, strict=True):
+        listed: dict[str, float] = {}
+        for other, value in [*top[:count], (text, logprob)]:
+            listed.setdefault(other, value)
+        found.append(listed)
+    return found
 
 
 def _head(options: ResponseOptions, kind: str) -> bytes:

@@ -16,6 +16,10 @@ MIN_TEMPERATURE = 1e-5
 """Below it sampling is greedy."""
 
 
+REPETITION_PENALTIES = (0.01, 100.0)
+"""Beyond them logits could leave float32's range."""
+
+
 class SequenceStatus(Enum):
     """WAITING holds no pages; a preempted sequence is WAITING again."""
 
@@ -26,8 +30,12 @@ class SequenceStatus(Enum):
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to choose tokens. temperature 0 is greedy; top_k 0 and top_p 1 switch these filters off.
+    """How to choose tokens. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 switch these filters off.
 
+    repetition_penalty (1: none) divides the positive logits of tokens in prompt or output and multiplies the negative
+    ones; frequency_penalty is subtracted once for each time a token is in the output, presence_penalty once if it is
+    there at all; logit_bias: (token, what is added to its logit). They bind greedy requests too.
+    logprobs: tell those of the chosen tokens, and top_logprobs: how many of the likeliest tokens beside each.
     forced: tokens that are fed through the decode path instead of sampled ones; the engine returns their
     log-probabilities (the /score endpoint). max_tokens is then their number.
     """
@@ -36,16 +44,27 @@ class SamplingParams:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
     logprobs: bool = False
+    top_logprobs: int = 0
     forced: tuple[int, ...] | None = None
 
     @property
     def greedy(self) -> bool:
         """Temperature 0, or so close to it that logits divided by it would leave float32's range."""
         return self.temperature < MIN_TEMPERATURE
+
+    @property
+    def penalised(self) -> bool:
+        """Whether logits change before the likeliest token is looked for."""
+        return bool(self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty or self.logit_bias)
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -56,6 +75,13 @@ class SamplingParams:
             raise ValueError(f"top_p: expected a number in (0, 1], given {self.top_p}")
         if self.top_k < 0:
             raise ValueError(f"top_k: expected at least 0, given {self.top_k}")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p: expected a number in [0, 1], given {self.min_p}")
+        low, high = REPETITION_PENALTIES
+        if not low <= self.repetition_penalty <= high:
+            raise ValueError(
+                f"repetition_penalty: expected a number in [{low}, {high}], given {self.repetition_penalty}"
+            )
 
 
 @dataclass(slots=True, eq=False)
@@ -106,15 +132,16 @@ class Sequence:
 
 
 class SequenceOutput(msgspec.Struct, frozen=True, gc=False):
-    """What one step produced for one request. logprobs and top_tokens run parallel to tokens (empty unless asked).
+    """What one step produced for one request. logprobs and top_logprobs run parallel to tokens (empty unless asked).
 
-    top_tokens: the argmax at each position, to count flips against forced tokens.
+    top_logprobs: (token, log-probability) of the likeliest tokens at each position, at least as many as were asked for
+    and never none, so that flips against forced tokens can be counted.
     """
 
     request_id: str
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...] = ()
-    top_tokens: tuple[int, ...] = ()
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
     finish_reason: FinishReason | None = None
 
 

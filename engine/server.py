@@ -76,9 +76,8 @@ class Server:
         self._check_model(body)
         prompt = await self._encode(body.prompt, "prompt")
         self._check_length("max_tokens", prompt, body.max_tokens)
-        logprobs = body.logprobs is not None
-        options = ResponseOptions(_id("cmpl"), self._model_name, prompt, logprobs, body.return_token_ids)
-        job = self._job(request, body, prompt, body.max_tokens, logprobs, arrival)
+        options = ResponseOptions(_id("cmpl"), self._model_name, prompt, body.logprobs, body.return_token_ids)
+        job = self._job(request, body, prompt, body.max_tokens, body.logprobs, arrival)
         return await self._answer(request, body, job, options, CompletionFormat(options))
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
@@ -93,8 +92,9 @@ class Server:
         asked = body.max_completion_tokens or body.max_tokens
         max_tokens = asked or max(self._max_model_len - len(prompt), 1)
         self._check_length("max_completion_tokens" if body.max_completion_tokens else "max_tokens", prompt, max_tokens)
-        options = ResponseOptions(_id("chatcmpl"), self._model_name, prompt, body.logprobs, body.return_token_ids)
-        job = self._job(request, body, prompt, max_tokens, body.logprobs, arrival)
+        num_top = body.top_logprobs if body.logprobs else None
+        options = ResponseOptions(_id("chatcmpl"), self._model_name, prompt, num_top, body.return_token_ids)
+        job = self._job(request, body, prompt, max_tokens, num_top, arrival)
         return await self._answer(request, body, job, options, ChatFormat(options))
 
     async def models(self, request: web.Request) -> web.Response:
@@ -181,10 +181,11 @@ class Server:
         body: SamplingRequest,
         prompt: list[int],
         max_tokens: int,
-        logprobs: bool,
+        num_top_logprobs: int | None,
         arrival: float,
     ) -> Job:
-        params = body.sampling(max_tokens, self._tokenizer.eos_token_ids, logprobs)
+        self._check_token_ids(list(body.logit_bias), "logit_bias")
+        params = body.sampling(max_tokens, self._tokenizer.eos_token_ids, num_top_logprobs)
         tenant = _tenant(request, body.user)
         return Job(prompt, params, body.stop, body.return_token_ids, arrival, body.priority, tenant)
 
@@ -224,10 +225,13 @@ class Server:
             ids = self._tokenizer.encode(prompt, add_special_tokens)
         if not ids:
             raise ApiError(400, f"{field}: no tokens; at least one is needed", param=field)
-        if not 0 <= min(ids) <= max(ids) < self._tokenizer.vocab_size:
+        self._check_token_ids(ids, field)
+        return ids
+
+    def _check_token_ids(self, ids: list[int], field: str) -> None:
+        if ids and not 0 <= min(ids) <= max(ids) < self._tokenizer.vocab_size:
             message = f"{field}: token ids must lie in [0, {self._tokenizer.vocab_size})"
             raise ApiError(400, message, param=field)
-        return ids
 
 
 @web.middleware
@@ -287,7 +291,7 @@ async def _scores(stream: OutputStream) -> dict[str, list[Any]]:
         output = await stream.next()
         scores["tokens"] += output.tokens
         scores["logprobs"] += output.logprobs
-        scores["top_tokens"] += output.top_tokens
+        scores["top_tokens"] += [top[0][0] for top in output.top_logprobs]
         finished = output.finish_reason is not None
     return scores
 

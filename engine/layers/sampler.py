@@ -1,9 +1,10 @@
-"""From logits to tokens: temperature, top-k, top-p, and random numbers that depend on request and position alone."""
+"""From logits to tokens: temperature and filters, and random numbers that depend on request and position alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from enum import IntEnum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,19 +41,27 @@ def _mix(x: int) -> int:
 def probabilities(logits: Tensor, params: Items[SamplingParams]) -> Tensor:
     """The distribution each row is sampled from, [N, vocab] float32; params run parallel to the rows.
 
-    Order as in vLLM: temperature, then top-k, then top-p. A greedy row is one-hot at its argmax.
+    Order as in vLLM (v1/sample/sampler.py), after the penalties: temperature, min-p, top-k, top-p of what top-k left.
+    A greedy row is one-hot at its argmax.
     """
     greedy = torch.tensor([p.greedy for p in params], device=logits.device)
     temperature = torch.tensor([1.0 if p.greedy else p.temperature for p in params], device=logits.device).unsqueeze(1)
     scaled = logits / temperature
-    if any(p.top_k or p.top_p < 1 for p in params):
-        scaled = _filter(scaled, params)
+    if any(p.min_p for p in params):
+        # p >= min_p * max(p), in logits; log(0) = -inf keeps everything.
+        least = torch.tensor([p.min_p for p in params], device=logits.device).log().unsqueeze(1)
+        scaled = scaled.masked_fill(scaled < scaled.amax(-1, keepdim=True) + least, float("-inf"))
+    if filtered := [row for row, p in enumerate(params) if p.top_k or p.top_p < 1]:
+        index = torch.tensor(filtered, device=logits.device)
+        scaled = scaled.index_copy(0, index, _top_k_top_p(scaled[index], [params[row] for row in filtered]))
     probs = scaled.softmax(-1)
+    if not any(p.greedy for p in params):
+        return probs
     one_hot = torch.zeros_like(probs).scatter_(1, logits.argmax(-1, keepdim=True), 1.0)
     return torch.where(greedy.unsqueeze(1), one_hot, probs)
 
 
-def _filter(logits: Tensor, params: Items[SamplingParams]) -> Tensor:
+def _top_k_top_p(logits: Tensor, params: Items[SamplingParams]) -> Tensor:
     vocab = logits.shape[-1]
     ordered, index = logits.sort(-1, descending=True)
     k = torch.tensor([min(p.top_k, vocab) or vocab for p in params], device=logits.device).unsqueeze(1)
@@ -65,8 +74,27 @@ def _filter(logits: Tensor, params: Items[SamplingParams]) -> Tensor:
     return torch.empty_like(logits).scatter_(1, index, ordered)
 
 
-def draw(probs: Tensor, u: float) -> int:
-    """Inverse-CDF sample of one distribution [vocab] (need not sum to 1) at u in [0, 1)."""
-    cumulative = probs.double().cumsum(0)
-    token = int(torch.searchsorted(cumulative, u * cumulative[-1], right=True))
-    return min(token, probs.shape[0] - 1)
+def draw(probs: Tensor, u: Items[float]) -> list[int]:
+    """Inverse-CDF sample of each distribution in [N, vocab] (rows need not sum to 1) at its u in [0, 1)."""
+    cumulative = probs.double().cumsum(-1)
+    total = cumulative[:, -1:]
+    at = torch.tensor(u, dtype=torch.float64, device=probs.device).unsqueeze(1) * total
+    tokens: list[int] = torch.searchsorted(cumulative, at, right=True).clamp_(max=probs.shape[1] - 1)[:, 0].tolist()
+    return tokens
+
+
+class Listing(NamedTuple):
+    """Log-probabilities of one chosen token's row. top: the likeliest tokens and theirs, from the likeliest down."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+def log_probabilities(logits: Tensor, tokens: list[int], num_top: int) -> list[Listing]:
+    """One listing for each row of `logits` [N, vocab] and its chosen token, of the model's own distribution: before
+    penalties and temperature, as in vLLM (logprobs_mode raw_logprobs)."""
+    logprobs = logits.log_softmax(-1)
+    chosen = logprobs.gather(1, torch.tensor(tokens, device=logits.device).unsqueeze(1)).squeeze(1).tolist()
+    values, index = logprobs.topk(min(num_top, logprobs.shape[1]), -1)
+    tops = zip(index.tolist(), values.tolist(), strict=True)
+    return [Listing(x, tuple(zip(*top, strict=True))) for x, top in zip(chosen, tops, strict=True)]

@@ -101,7 +101,7 @@ class FakeEngine:
         reason = "length" if len(request.output) == params.max_tokens else None
         if token in params.stop_token_ids:
             reason = "stop"
-        marks = ((-0.5 * (position + 1),), (token,)) if params.logprobs else ((), ())
+        marks = ((-0.5 * (position + 1),), (((token, -0.5),),)) if params.logprobs else ((), ())
         return SequenceOutput(request_id, (token,), *marks, finish_reason=reason)
 
 

@@ -121,7 +121,7 @@ def test_logprobs_equal_transformers_within_1e_4(tiny_llama: Path, oracle: Llama
     engine = load_engine(EngineConfig(model=str(tiny_llama), prefill_chunk_size=11))
     [outputs] = collect(engine, [(prompt, SamplingParams(max_tokens=30, forced=forced, logprobs=True))])
     scored = [x for output in outputs for x in output.logprobs]
-    tops = [x for output in outputs for x in output.top_tokens]
+    tops = [top[0][0] for output in outputs for top in output.top_logprobs]
     assert [t for output in outputs for t in output.tokens] == list(forced)
     assert torch.allclose(torch.tensor(scored), wanted, atol=1e-4)
     assert tops == logits.argmax(-1).tolist()

@@ -7,11 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from engine.layers.sampler import Stream, draw, probabilities, uniform
 from engine.sequence import SamplingParams, Sequence
-from engine.speculative import Proposal, verify_greedy, verify_sampled
+from engine.speculative.proposal import Proposal
+from engine.speculative.verification import verify_greedy, verify_sampled
 
 VOCAB = 12
 SAMPLES = 20_000
@@ -22,22 +23,36 @@ def logits(seed: int, scale: float = 2.0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"),
-    [(1.0, 0, 1.0), (0.7, 0, 1.0), (1.3, 5, 1.0), (1.0, 0, 0.6), (0.8, 6, 0.8), (1.0, 1, 1.0), (1.0, 99, 0.05)],
+    ("temperature", "min_p", "top_k", "top_p"),
+    [
+        (1.0, 0.0, 0, 1.0),
+        (0.7, 0.0, 0, 1.0),
+        (1.3, 0.0, 5, 1.0),
+        (1.0, 0.0, 0, 0.6),
+        (0.8, 0.0, 6, 0.8),
+        (1.0, 0.0, 1, 1.0),
+        (1.0, 0.0, 99, 0.05),
+        (1.0, 0.2, 0, 1.0),
+        (2.5, 0.5, 0, 1.0),
+        (1.0, 1.0, 0, 1.0),
+        (1.5, 0.05, 7, 0.9),
+    ],
 )
-def test_probabilities_equal_transformers(temperature: float, top_k: int, top_p: float) -> None:
+def test_probabilities_equal_transformers(temperature: float, min_p: float, top_k: int, top_p: float) -> None:
     scores = logits(3)
     wanted = TemperatureLogitsWarper(temperature)(None, scores)
+    if min_p:
+        wanted = MinPLogitsWarper(min_p)(None, wanted)
     if top_k:
         wanted = TopKLogitsWarper(min(top_k, VOCAB))(None, wanted)
     wanted = TopPLogitsWarper(top_p)(None, wanted).softmax(-1)
-    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)
+    params = SamplingParams(temperature=temperature, min_p=min_p, top_k=top_k, top_p=top_p)
     assert torch.allclose(probabilities(scores, [params]), wanted, atol=1e-6)
 
 
 def test_rows_of_a_batch_keep_their_own_parameters() -> None:
     scores = logits(4).repeat(3, 1)
-    params = [SamplingParams(temperature=0), SamplingParams(temperature=1.0, top_k=2), SamplingParams(temperature=2.0)]
+    params = [SamplingParams(), SamplingParams(temperature=1.0, top_k=2), SamplingParams(temperature=2.0, min_p=0.1)]
     rows = probabilities(scores, params)
     alone = torch.cat([probabilities(scores[:1], [p]) for p in params])
     assert torch.equal(rows, alone)
@@ -62,28 +77,33 @@ def test_uniform_is_uniform_over_positions_and_over_seeds() -> None:
 
 def test_draw_follows_the_distribution() -> None:
     probs = logits(5).softmax(-1)[0]
-    counts = torch.bincount(
-        torch.tensor([draw(probs, uniform(0, i, Stream.SAMPLE)) for i in range(SAMPLES)]), minlength=VOCAB
-    )
+    drawn = draw(probs.expand(SAMPLES, -1), [uniform(0, i, Stream.SAMPLE) for i in range(SAMPLES)])
+    counts = torch.bincount(torch.tensor(drawn), minlength=VOCAB)
     assert chisquare(counts.numpy(), (probs / probs.sum()).double().numpy() * SAMPLES, sum_check=False).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("draft_seed", [6, 7, 8])
-def test_rejection_sampling_keeps_the_target_distribution(draft_seed: int) -> None:
+def test_draw_never_takes_a_token_without_probability() -> None:
+    probs = torch.tensor([[0.0, 0.3, 0.0, 0.7, 0.0]])
+    assert [draw(probs, [u])[0] for u in (0.0, 0.299, 0.301, 1 - 2**-53)] == [1, 1, 3, 3]
+
+
+@pytest.mark.parametrize(
+    "about", ["far", "equal", "near", "the certain guess of a rare token", "the certain guess of a likely token"]
+)
+def test_rejection_sampling_keeps_the_target_distribution(about: str) -> None:
     """Leviathan et al. 2023, theorem 1: the first token follows p whatever q is."""
-    p, q = logits(6).softmax(-1)[0], logits(draft_seed).softmax(-1)[0]
-    after = logits(9).softmax(-1)[0]
-    params = SamplingParams(temperature=1.0)
-    first, second = torch.zeros(VOCAB), torch.zeros(VOCAB)
-    for seed in range(SAMPLES):
-        sequence = Sequence("a", (1, 2), params, 0, seed)
-        guess = draw(q, uniform(seed, 2, Stream.DRAFT))
-        tokens = verify_sampled(sequence, Proposal([guess], [q]), torch.stack([p, after]))
-        first[tokens[0]] += 1
-        if len(tokens) == 2:
-            second[tokens[1]] += 1
+    p, after = logits(6).softmax(-1)[0], logits(9).softmax(-1)[0]
+    drafts = {"far": logits(7), "equal": logits(6), "near": logits(6) + 0.3 * logits(8)}
+    certain = int(p.argmin() if "rare" in about else p.argmax())
+    q = drafts[about].softmax(-1)[0] if about in drafts else torch.eye(VOCAB)[certain]
+    sequences = [Sequence("a", (1, 2), SamplingParams(temperature=1.0), 0, seed) for seed in range(SAMPLES)]
+    guesses = draw(q.expand(SAMPLES, -1), [uniform(seed, 2, Stream.DRAFT) for seed in range(SAMPLES)])
+    proposals = [Proposal([guess], [q] if about in drafts else []) for guess in guesses]
+    found = verify_sampled(sequences, proposals, torch.stack([p, after]).repeat(SAMPLES, 1))
+    first = torch.bincount(torch.tensor([tokens[0] for tokens in found]), minlength=VOCAB)
+    second = torch.bincount(torch.tensor([tokens[1] for tokens in found if len(tokens) == 2]), minlength=VOCAB)
     assert chisquare(first.numpy(), p.double().numpy() * SAMPLES, sum_check=False).pvalue > 1e-3
-    accepted = float(second.sum())
+    accepted = int(second.sum())
     assert accepted / SAMPLES == pytest.approx(float(torch.minimum(p, q).sum()), abs=0.02)
     assert chisquare(second.numpy(), after.double().numpy() * accepted, sum_check=False).pvalue > 1e-3
 

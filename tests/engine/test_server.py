@@ -179,6 +179,39 @@ async def test_chat_logprobs_are_listed_per_token(client: AsyncOpenAI, tiny_llam
     assert all(entry.logprob <= 0 for entry in content)
 
 
+async def test_alternatives_come_in_openai_s_shapes(client: AsyncOpenAI, tiny_llama: Path) -> None:
+    answer = await client.chat.completions.create(
+        model=tiny_llama.name,
+        messages=[{"role": "user", "content": "hi"}],
+        max_tokens=5,
+        logprobs=True,
+        top_logprobs=3,
+        temperature=0,
+    )
+    assert answer.choices[0].logprobs is not None
+    for entry in answer.choices[0].logprobs.content or []:
+        assert len(entry.top_logprobs) == 3
+        assert (entry.top_logprobs[0].token, entry.top_logprobs[0].logprob) == (entry.token, entry.logprob)
+        assert [top.logprob for top in entry.top_logprobs] == sorted(top.logprob for top in entry.top_logprobs)[::-1]
+    listed = (await complete(client, logprobs=2, temperature=1.0, seed=4)).choices[0].logprobs
+    assert all(0 < len(top) <= 3 for top in listed.top_logprobs)
+    assert all(token in top for token, top in zip(listed.tokens, listed.top_logprobs, strict=True))
+    assert (await complete(client, logprobs=0)).choices[0].logprobs.top_logprobs is None
+
+
+async def test_penalties_and_bias_reach_the_model(client: AsyncOpenAI) -> None:
+    plain = (await complete(client, logprobs=0)).choices[0]
+    first = plain.token_ids[0]
+    banned = (await complete(client, logit_bias={str(first): -100})).choices[0].token_ids
+    assert first not in banned
+    forced = (await complete(client, logit_bias={"77": 100}, max_tokens=5)).choices[0].token_ids
+    assert forced == [77] * 5
+    unlike = await complete(client, logit_bias={"77": 20}, frequency_penalty=2.0, presence_penalty=2.0, max_tokens=24)
+    assert 0 < unlike.choices[0].token_ids.count(77) < 24
+    seldom = await complete(client, logit_bias={"77": 20}, extra_body={"repetition_penalty": 10.0, "min_p": 0.1})
+    assert seldom.choices[0].token_ids[:2] != [77, 77]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -186,6 +219,16 @@ async def test_chat_logprobs_are_listed_per_token(client: AsyncOpenAI, tiny_llam
         ({"extra_body": {"max_token": 5}}, "max_token: unknown field; did you mean max_tokens"),
         ({"extra_body": {"tools": [{}]}}, "tools: not supported"),
         ({"extra_body": {"response_format": {"type": "json_object"}}}, "response_format: not supported"),
+        ({"extra_body": {"min_p": 1.1}}, "min_p: Input should be less than or equal to 1"),
+        (
+            {"extra_body": {"repetition_penalty": 0}},
+            "repetition_penalty: Input should be greater than or equal to 0.01",
+        ),
+        ({"frequency_penalty": 2.5}, "frequency_penalty: Input should be less than or equal to 2"),
+        ({"logit_bias": {"x": 1}}, "logit_bias: expected an object of token id to bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5: Input should be less than or equal to 100"),
+        ({"logit_bias": {"384": 1}}, r"logit_bias: token ids must lie in \[0, 384\)"),
+        ({"logprobs": 6}, "logprobs: Input should be less than or equal to 5"),
         ({"n": 2}, "n: Input should be less than or equal to 1"),
         ({"temperature": -1}, "temperature: Input should be greater than or equal to 0"),
         ({"max_tokens": 0}, "max_tokens: Input should be greater than or equal to 1"),

@@ -1,0 +1,1 @@
+"""Speculative decoding: who guesses, how guesses are verified, how many are worth making."""

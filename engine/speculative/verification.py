@@ -1,0 +1,119 @@
+"""Which guesses stand, and the token after them: exact for greedy requests, and in distribution for sampled ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine.layers.penalties import Row, penalise
+from engine.layers.sampler import Stream, draw, probabilities, uniform
+from engine.scheduler import ScheduledSequence
+from engine.sequence import Sequence
+from engine.speculative.proposal import Proposal
+
+
+def verify(
+    step: list[ScheduledSequence], proposals: list[Proposal], logits: Tensor, counts: list[int]
+) -> list[list[int]]:
+    """New tokens of each scheduled sequence: the guesses that stand, then one of the target's.
+
+    logits: [sum(counts), vocab], counts[i] rows of sequence i, which are one more than its guesses, or none.
+    """
+    if any(item.sequence.params.penalised for item in step):
+        items = zip(step, proposals, counts, strict=True)
+        logits = penalise(logits, [Row(i.sequence, p.tokens[:k]) for i, p, count in items for k in range(count)])
+    top: list[int] = logits.argmax(-1).tolist() if logits.numel() else []
+    tokens: list[list[int]] = []
+    sampled: list[_Sampled] = []
+    first = 0
+    for index, (item, proposal, count) in enumerate(zip(step, proposals, counts, strict=True)):
+        params = item.sequence.params
+        if params.forced is not None:
+            done = len(item.sequence.output)
+            tokens.append(list(params.forced[done : done + count]))
+        elif params.greedy or not count:
+            tokens.append(verify_greedy(proposal.tokens, top[first : first + count]))
+        else:
+            tokens.append([])
+            sampled.append(_Sampled(index, item.sequence, proposal, range(first, first + count)))
+        first += count
+    if sampled:
+        params_of_rows = [s.sequence.params for s in sampled for _ in s.rows]
+        probs = probabilities(logits[[row for s in sampled for row in s.rows]], params_of_rows)
+        drawn = verify_sampled([s.sequence for s in sampled], [s.proposal for s in sampled], probs)
+        for asked, found in zip(sampled, drawn, strict=True):
+            tokens[asked.member] = found
+    return tokens
+
+
+class _Sampled(NamedTuple):
+    member: int
+    sequence: Sequence
+    proposal: Proposal
+    rows: range
+
+
+def verify_greedy(drafts: list[int], targets: list[int]) -> list[int]:
+    """Guesses that agree with the target's argmax, then the target's own next token. len(targets) = len(drafts) + 1,
+    or 0 where no token is wanted."""
+    accepted = 0
+    while accepted < len(drafts) and drafts[accepted] == targets[accepted]:
+        accepted += 1
+    return targets[: accepted + 1]
+
+
+def verify_sampled(sequences: Items[Sequence], proposals: Items[Proposal], target_probs: Tensor) -> list[list[int]]:
+    """Rejection sampling (Leviathan et al. 2023, algorithm 1): the tokens follow the target's distribution whatever the
+    draft proposes. target_probs: [rows, vocab], for each sequence one row more than it has guesses."""
+    accepted = _accepted(sequences, proposals, target_probs)
+    last, numbers = [], []
+    first = 0
+    for sequence, proposal, kept in zip(sequences, proposals, accepted, strict=True):
+        last.append(first + kept)
+        stream = Stream.RESIDUAL if kept < len(proposal.tokens) else Stream.SAMPLE
+        numbers.append(uniform(sequence.seed, sequence.num_tokens + kept, stream))
+        first += len(proposal.tokens) + 1
+    drawn = draw(_residual(target_probs[last], proposals, accepted), numbers)
+    return [p.tokens[:kept] + [token] for p, kept, token in zip(proposals, accepted, drawn, strict=True)]
+
+
+def _accepted(sequences: Items[Sequence], proposals: Items[Proposal], target_probs: Tensor) -> list[int]:
+    """How many guesses of each sequence stand: guess i does with probability min(1, p_i / q_i)."""
+    tokens = [token for proposal in proposals for token in [*proposal.tokens, 0]]
+    p: list[float] = target_probs[list(range(len(tokens))), tokens].tolist()
+    draft_probs = [row for proposal in proposals for row in proposal.probs]
+    drafted = [token for proposal in proposals if proposal.probs for token in proposal.tokens]
+    q = iter(torch.stack(draft_probs)[list(range(len(drafted))), drafted].tolist() if drafted else [])
+    accepted = []
+    first = 0
+    for sequence, proposal in zip(sequences, proposals, strict=True):
+        chances = [next(q) if proposal.probs else 1.0 for _ in proposal.tokens]
+        kept = 0
+        while kept < len(chances):
+            u = uniform(sequence.seed, sequence.num_tokens + kept, Stream.ACCEPT)
+            if u * chances[kept] >= p[first + kept]:
+                break
+            kept += 1
+        accepted.append(kept)
+        first += len(chances) + 1
+    return accepted
+
+
+def _residual(probs: Tensor, proposals: Items[Proposal], accepted: list[int]) -> Tensor:
+    """max(p - q, 0) in the rows of `probs` whose guess fell, p in the others. Rows need not sum to 1."""
+    fallen = [(row, p, kept) for row, (p, kept) in enumerate(zip(proposals, accepted, strict=True)) if p.tokens[kept:]]
+    certain = [(row, p.tokens[kept]) for row, p, kept in fallen if not p.probs]
+    drafted = [(row, p.probs[kept]) for row, p, kept in fallen if p.probs]
+    residual = probs.clone()
+    if certain:
+        rows, tokens = zip(*certain, strict=True)
+        residual[list(rows), list(tokens)] = 0.0
+    if drafted:
+        rows, draft_probs = zip(*drafted, strict=True)
+        residual[list(rows)] -= torch.stack(draft_probs)
+    residual.clamp_(min=0.0)
+    # Where rounding alone let a guess fall, nothing is left of p - q.
+    return torch.where(residual.sum(-1, keepdim=True) > 0, residual, probs)

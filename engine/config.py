@@ -84,19 +84,41 @@ class EngineConfig(BaseModel):
     )
     kv_sink_tokens: int = _knob(4, "cache", "tokens", "First tokens that stay visible when kv_window is set.", ge=0)
     num_speculative_tokens: int = _knob(
-        0, "cache", "tokens", "Tokens the draft model proposes a step; 0: no speculation, no draft cache.", ge=0, le=16
+        0, "cache", "tokens", "Tokens guessed for each sequence a step; 0: no speculation, no draft cache.", ge=0, le=16
     )
+    speculative_method: Literal["draft_model", "ngram"] = _knob(
+        "draft_model",
+        "cache",
+        "method",
+        "Who guesses: `draft_model`, or ngram, which copies what followed the same tokens earlier in the sequence and "
+        "needs neither a draft model nor its pages.",
+    )
+    prompt_lookup_min: int = _knob(
+        2, "hot", "tokens", "Shortest n-gram that ngram looks for; at most prompt_lookup_max.", ge=1, le=32
+    )
+    prompt_lookup_max: int = _knob(4, "hot", "tokens", "Longest n-gram that ngram looks for; tried first.", ge=1, le=32)
 
     @model_validator(mode="after")
     def _consistent(self) -> EngineConfig:
-        if self.num_speculative_tokens and self.draft_model is None:
-            raise ValueError("num_speculative_tokens: needs draft_model, which is not set; set it, or use 0")
+        if self.uses_draft_model and self.draft_model is None:
+            raise ValueError(
+                "num_speculative_tokens: needs draft_model, which is not set; set it, or speculative_method ngram, or 0"
+            )
+        if self.prompt_lookup_min > self.prompt_lookup_max:
+            raise ValueError(
+                f"prompt_lookup_min: {self.prompt_lookup_min} is above prompt_lookup_max {self.prompt_lookup_max}"
+            )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens: {self.max_num_batched_tokens} is below max_num_seqs {self.max_num_seqs}; "
                 "a step must hold one token of each running sequence"
             )
         return self
+
+    @property
+    def uses_draft_model(self) -> bool:
+        """Whether a page holds keys and values of the draft model too."""
+        return self.num_speculative_tokens > 0 and self.speculative_method == "draft_model"
 
     def updated(self, changes: Mapping[str, Any]) -> EngineConfig:
         """A validated copy with `changes` applied. Raises ValueError naming the field."""

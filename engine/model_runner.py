@@ -17,6 +17,7 @@ from engine.models.config import ModelConfig, read_model_config
 from engine.models.decoder import Decoder
 from engine.scheduler import ScheduledSequence
 from engine.speculative.draft_model import Drafter
+from engine.speculative.prompt_lookup import PromptLookup
 from engine.speculative.proposal import Proposal
 from engine.speculative.verification import verify
 from engine.weights import load_model
@@ -48,7 +49,7 @@ class ModelRunner:
             self._draft_model = self._load(config.draft_model, draft_shape)
         self._config = config
         self._cache: Cache = []
-        self._drafter: Drafter | None = None
+        self._drafter: Drafter | PromptLookup | None = None
         self._build_cache(config)
 
     def _load(self, directory: str, shape: ModelConfig) -> Decoder:
@@ -65,8 +66,8 @@ class ModelRunner:
 
     def _build_cache(self, config: EngineConfig) -> None:
         shapes = [self._model.config]
-        if config.num_speculative_tokens > 0:
-            assert self._draft_model is not None, "EngineConfig admits speculation only with a draft model"
+        if config.uses_draft_model:
+            assert self._draft_model is not None, "EngineConfig admits this method only with a draft model"
             shapes.append(self._draft_model.config)
         dtype = str(self._dtype).removeprefix("torch.") if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
         page = sum(2 * s.layers * page_bytes(dtype, config.block_size, s.kv_heads, s.head_dim) for s in shapes)
@@ -84,6 +85,8 @@ class ModelRunner:
             # The draft sees no more than the target, whose window decides which pages are kept.
             visible = narrower(*self._visible(config), self._draft_model.config.window)
             self._drafter = Drafter(self._draft_model, caches[1], config.block_size, *visible)
+        elif config.num_speculative_tokens:
+            self._drafter = PromptLookup()
 
     def _visible(self, config: EngineConfig) -> tuple[int | None, int]:
         return narrower(config.kv_window, config.kv_sink_tokens, self.model_window)
@@ -122,7 +125,7 @@ class ModelRunner:
     ) -> RowResult:
         drafted = len(proposal.tokens) if item.sequence.params.forced is None else 0
         # The last guess was never an input of the draft model, so its cache ends one short of a full acceptance.
-        draft_computed = proposal.computed + (min(len(tokens), drafted) - 1 if drafted else 0)
+        draft_computed = proposal.computed + (min(len(tokens), drafted) - 1 if drafted and proposal.computed else 0)
         logprobs = tuple(row.logprob for row in listing)
         return RowResult(tuple(tokens), logprobs, tuple(row.top for row in listing), drafted, draft_computed)
 

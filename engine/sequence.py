@@ -9,6 +9,8 @@ from typing import Literal
 
 import msgspec
 
+from engine.speculative.ngram import NgramIndex
+
 FinishReason = Literal["stop", "length", "abort"]
 
 
@@ -93,6 +95,7 @@ class Sequence:
     num_computed: leading tokens whose keys and values are in the target's cache.
     num_draft_computed: the same for the draft model's cache.
     block_table: page of each block of positions; None where the page was evicted or never held.
+    ngrams: of the leading tokens, for speculative_method ngram.
     """
 
     request_id: str
@@ -108,6 +111,7 @@ class Sequence:
     block_table: list[int | None] = field(default_factory=list)
     num_computed: int = 0
     num_draft_computed: int = 0
+    ngrams: NgramIndex | None = None
     num_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:

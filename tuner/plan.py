@@ -113,12 +113,13 @@ def config_of(spec: StudySpec, knobs: Mapping[str, Any]) -> ServingConfig:
 
 
 def _space(spec: StudySpec) -> SearchSpace:
-    """The search space; without a draft model there is no depth of speculation to search."""
+    """The search space; without a draft model only ngram, fixed in the settings, has a depth to search."""
     space = load_space(spec.search_space)
     for name in space.parameters:
         if name in spec.engine.settings:
             raise ValueError(f"engine.settings.{name}: fixed here and varied by the search space; expected one of both")
-    return space if spec.draft_model is not None else space.without("num_speculative_tokens")
+    can_guess = spec.draft_model is not None or spec.engine.settings.get("speculative_method") == "ngram"
+    return space if can_guess else space.without("num_speculative_tokens")
 
 
 def _baseline(spec: StudySpec, space: SearchSpace) -> dict[str, Any]:

@@ -481,3 +481,6 @@ def test_without_a_draft_model_speculation_is_not_searched(tmp_path: Path, store
     run(small(tmp_path, name="drafted", draft_model="draft", search_space={"parameters": parameters}), store)
     drafted: StudyResults = load_results(store, "drafted")
     assert drafted.baseline.knobs == {"max_num_seqs": 16, "num_speculative_tokens": 0}
+    ngram = {"name": "bundled", "settings": {"speculative_method": "ngram"}}
+    run(small(tmp_path, name="ngram", engine=ngram, search_space={"parameters": parameters}), store)
+    assert load_results(store, "ngram").baseline.knobs == drafted.baseline.knobs

@@ -152,20 +152,36 @@ def _kv_window(config: EngineConfig) -> Mapped:
 
 
 def _draft_model(config: EngineConfig) -> Mapped:
-    if config.num_speculative_tokens:
+    if config.uses_draft_model:
         return Mapped("exact", "Part of --speculative-config, below.")
-    return Mapped("exact", "Not used: no speculation, so no draft model is loaded.")
+    return Mapped("exact", "Not used: no draft model is loaded.")
 
 
 def _num_speculative_tokens(config: EngineConfig) -> Mapped:
     if not config.num_speculative_tokens:
         return Mapped("exact", "0: no speculation.")
-    speculative = {
-        "method": "draft_model",
-        "model": config.draft_model,
+    speculative: dict[str, Any] = {
+        "method": config.speculative_method,
         "num_speculative_tokens": config.num_speculative_tokens,
     }
-    return Mapped("exact", "Draft model and depth.", json.dumps(speculative, ensure_ascii=False))
+    if config.uses_draft_model:
+        speculative["model"] = config.draft_model
+    else:
+        speculative |= {"prompt_lookup_min": config.prompt_lookup_min, "prompt_lookup_max": config.prompt_lookup_max}
+    return Mapped("exact", "Method and depth.", json.dumps(speculative, ensure_ascii=False))
+
+
+def _part_of_speculative_config(config: EngineConfig) -> Mapped:
+    if config.num_speculative_tokens:
+        return Mapped("exact", "Part of --speculative-config.")
+    return Mapped("exact", "Not used: no speculation.")
+
+
+def _prompt_lookup(config: EngineConfig) -> Mapped:
+    if not config.num_speculative_tokens or config.uses_draft_model:
+        return Mapped("exact", "Not used: no n-grams are looked up.")
+    note = "Part of --speculative-config. Of several places with the same n-gram vLLM may copy from another one."
+    return Mapped("approximate", note)
 
 
 VLLM: tuple[Row, ...] = (
@@ -194,4 +210,7 @@ VLLM: tuple[Row, ...] = (
     Row("kv_window", None, _kv_window),
     Row("kv_sink_tokens", None, _none("Belongs to kv_window, which vLLM lacks.")),
     Row("num_speculative_tokens", "speculative-config", _num_speculative_tokens),
+    Row("speculative_method", "speculative-config", _part_of_speculative_config),
+    Row("prompt_lookup_min", "speculative-config", _prompt_lookup),
+    Row("prompt_lookup_max", "speculative-config", _prompt_lookup),
 )

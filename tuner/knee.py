@@ -1,7 +1,8 @@
 """The load of a study: how much faster than recorded the trials replay, so that there is something to tune.
 
-Below capacity every configuration has the same goodput. The baseline is replayed faster and faster until it misses;
-the trials run one step beyond, since at the knee itself the baseline would meet or miss its SLOs by chance.
+Below capacity every configuration has the same goodput. The baseline is replayed faster and faster until it misses
+at two steps in a row; the trials run at the second, since at the knee itself the baseline would meet or miss its SLOs
+by chance, and one miss may be a slow moment of the machine.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ CONFIRMATIONS = 2
 """Replays that must miss, of one more than that: one slow second of the machine is not the knee."""
 
 
+STEPS_MISSED = 2
+"""Steps in a row at which the baseline must miss; the trials run at the last of them."""
+
+
 def time_scale(bench: Bench) -> float:
     """How much faster than recorded the trials replay: given, found earlier, or found now."""
     if (known := bench.store.study_info(bench.study_name).time_scale) is not None:
@@ -24,12 +29,14 @@ def time_scale(bench: Bench) -> float:
     for stored in bench.store.measurements(bench.study_name):
         if stored.measurement.purpose == "calibration":
             done[stored.measurement.time_scale].append(stored.measurement)
-    for scale, beyond in zip(LADDER, (*LADDER[1:], LADDER[-1]), strict=True):
-        if misses := _baseline_misses(bench, scale, done[scale]):
-            scale = beyond
+    scale, misses = LADDER[0], 0
+    for scale in LADDER:
+        misses = misses + 1 if _baseline_misses(bench, scale, done[scale]) else 0
+        if misses == STEPS_MISSED:
             break
     bench.store.set_time_scale(bench.study_name, scale)
-    why = "one step past where the baseline misses an SLO" if misses else "where the baseline still holds its SLOs"
+    found = misses == STEPS_MISSED
+    why = "one step past where the baseline misses an SLO" if found else "the most that is tried"
     bench.report.note(f"load: {scale:g} times the recorded rate, {why}")
     return scale
 

@@ -62,10 +62,8 @@ def recommend(results: StudyResults) -> Recommendation:
     feasible = [trial for trial in results.trials if trial.state == "feasible"]
     if not feasible:
         return _abstain(results)
-    missed = _missed_validations(results)
-    validated = {v.trial for v in results.validations if v.purpose in TESTING}
-    validated |= {failure.trial for failure in results.validation_failures if failure.purpose in TESTING}
-    holding = [trial for trial in feasible if trial.number in validated and trial.number not in missed]
+    missed, validated, standing = _missed_validations(results), _validated(results), held(results)
+    holding = [trial for trial in feasible if trial.number in standing]
     candidates = _better_than_baseline(holding or feasible, results.baseline, missed)
     kept = not candidates
     ranked = _ranked(candidates or holding or feasible, results.baseline)
@@ -82,6 +80,11 @@ def recommend(results: StudyResults) -> Recommendation:
         gains=_gains(results.baseline, chosen),
         deployable=chosen.number not in missed,
     )
+
+
+def held(results: StudyResults) -> set[int]:
+    """Trials that were measured again after the search and met every constraint each time."""
+    return _validated(results) - _missed_validations(results).keys()
 
 
 def slo_margin(trial: TrialResult) -> float:
@@ -110,6 +113,11 @@ def _better_than_baseline(
     if baseline.state != "feasible" or (baseline.number in missed and any(t.number not in missed for t in pool)):
         return list(pool)
     return [trial for trial in pool if _goodput(trial).low > _goodput(baseline).high]
+
+
+def _validated(results: StudyResults) -> set[int]:
+    measured = {v.trial for v in results.validations if v.purpose in TESTING}
+    return measured | {failure.trial for failure in results.validation_failures if failure.purpose in TESTING}
 
 
 def _missed_validations(results: StudyResults) -> dict[int, str]:

@@ -34,7 +34,7 @@ class EngineSpec(_Section):
 class TrafficSpec(_Section):
     """Recorded traffic: which part to tune on, which to hold out, and how much faster than recorded to replay it.
 
-    time_scale auto: one step past the first at which the baseline misses its SLOs, found before trial 0.
+    time_scale auto: the second step in a row at which the baseline misses its SLOs, found before trial 0.
     """
 
     trace: Path
@@ -98,7 +98,7 @@ class BudgetSpec(_Section):
     startup_trials: int = Field(
         8, ge=1, description="Trials before the sampler models anything: random, every other near the baseline."
     )
-    finalists: int = Field(2, ge=0, description="Candidates measured again on the held-out window.")
+    finalists: int = Field(2, ge=0, description="Candidates measured again, also on the held-out window; when none holds, the next are.")
 
 
 class StudySpec(_Section):

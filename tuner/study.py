@@ -18,8 +18,8 @@ from tuner.errors import LaunchError, ServingError
 from tuner.knee import time_scale
 from tuner.outcome import Outcome, Reporter, broken, failed, judge
 from tuner.plan import Plan, make_plan
-from tuner.recommend import recommend
-from tuner.results import load_results
+from tuner.recommend import held, recommend
+from tuner.results import StudyResults, load_results
 from tuner.resume import check_unchanged, held_lease
 from tuner.scoring.quality import ProbeRecord
 from tuner.serving import adapters
@@ -227,18 +227,37 @@ def _record(session: Session, number: int, outcome: Outcome, config: ServingConf
 
 
 def _validate(session: Session, scale: float) -> None:
-    """Measure the finalists and the baseline again: same window, held-out window, and recorded rate."""
-    results = load_results(session.bench.store, session.bench.study_name)
-    best = recommend(results)
-    feasible = [trial.number for trial in (best.trial, *best.runners_up) if trial is not None]
-    finalists = [number for number in feasible if number != 0][: session.bench.plan.spec.budget.finalists]
-    tests: list[Purpose] = ["repeat", "holdout"] if "holdout" in session.bench.plan.windows else ["repeat"]
-    todo: list[tuple[int, Purpose]] = [(number, test) for number in dict.fromkeys((0, *finalists)) for test in tests]
-    todo += [(number, "recorded_rate") for number in dict.fromkeys((0, *finalists[:1]))]
-    todo += [(failure.trial, failure.purpose) for failure in results.validation_failures]
+    """Measure the baseline and the finalists again: same window, held-out window; the chosen one at the recorded rate.
+
+    Winners of a noisy race disappoint: when no finalist holds, the next runners-up are tried.
+    """
+    for failure in _results(session).validation_failures:
+        _measure_again(session, failure.trial, (failure.purpose,), scale)
+    best, finalists = recommend(_results(session)), session.bench.plan.spec.budget.finalists
+    ranked = [t.number for t in (best.trial, *best.runners_up) if finalists and t is not None and t.number != 0]
+    tests: tuple[Purpose, ...] = ("repeat", "holdout") if "holdout" in session.bench.plan.windows else ("repeat",)
+    _measure_again(session, 0, tests, scale)
+    for tested, number in enumerate(ranked):
+        if tested >= finalists and held(_results(session)) - {0}:
+            break
+        _measure_again(session, number, tests, scale)
+    chosen = recommend(_results(session)).trial
+    for number in dict.fromkeys((0, chosen.number if chosen is not None else 0)):
+        _measure_again(session, number, ("recorded_rate",), scale)
+
+
+def _measure_again(session: Session, number: int, tests: tuple[Purpose, ...], scale: float) -> None:
+    """What of `tests` this trial has not passed through yet; one that failed earlier is tried once more."""
+    results = _results(session)
     done = {(v.trial, v.purpose) for v in results.validations}
-    for number, purpose in dict.fromkeys(entry for entry in todo if entry not in done):
-        _validate_one(session, number, purpose, scale, session.bench.plan.config(results.trials[number].knobs))
+    config = session.bench.plan.config(results.trials[number].knobs)
+    for purpose in tests:
+        if (number, purpose) not in done:
+            _validate_one(session, number, purpose, scale, config)
+
+
+def _results(session: Session) -> StudyResults:
+    return load_results(session.bench.store, session.bench.study_name)
 
 
 def _validate_one(session: Session, number: int, purpose: Purpose, scale: float, config: ServingConfig) -> None:

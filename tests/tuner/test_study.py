@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ from tuner import search
 from tuner.deliver import deliver, export_to
 from tuner.errors import ConfigRejected, EngineCrashed, EngineHung, EngineOutOfMemory, LaunchError, ServingError
 from tuner.outcome import WORST, Outcome
-from tuner.recommend import recommend
+from tuner.recommend import held, recommend
 from tuner.results import StudyResults, load_results
 from tuner.resume import runner_alive
 from tuner.scoring.slo import BADNESS_CAP
 from tuner.serving.config import ServingConfig
+from tuner.serving.measurement import Measurement
+from tuner.serving.testbed import Load
 from tuner.spec import StudySpec
 from tuner.store import Store
 from tuner.study import run_study
@@ -140,7 +144,7 @@ def test_auto_load_is_one_step_past_the_first_at_which_the_baseline_fails(tmp_pa
     testbed = run(spec, store, log=log)
     # The fake serves 9.6 requests/s with the baseline; the trace offers 10. A second replay confirms a miss.
     scales = [call.time_scale for call in testbed.calls if call.purpose == "calibration"]
-    assert scales == [1.0, 1.25, 1.25]
+    assert scales == [1.0, 1.25, 1.25, 1.5, 1.5]
     assert load_results(store, "fake").time_scale == 1.5
     assert {call.time_scale for call in testbed.calls if call.purpose in ("baseline", "trial", "holdout")} == {1.5}
     assert any("1.5 times" in note for note in log.notes)
@@ -151,7 +155,25 @@ def test_a_resumed_calibration_keeps_its_steps(tmp_path: Path, store: Store) -> 
     with pytest.raises(KeyboardInterrupt):
         run(spec, store, log=Log(stop_at="calibration x1.25, again"))
     testbed = run(spec, store, resume=True)
-    assert [call.time_scale for call in testbed.calls if call.purpose == "calibration"] == [1.25]
+    assert [call.time_scale for call in testbed.calls if call.purpose == "calibration"] == [1.25, 1.5, 1.5]
+
+
+def test_a_slow_moment_of_the_machine_is_not_taken_for_the_knee(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traffic = {**make_spec(tmp_path).traffic.model_dump(), "time_scale": "auto"}
+    engine = {**make_spec(tmp_path).engine.model_dump(), "baseline": {"kv_cache_dtype": "int8"}}
+    measure, replays = FakeTestbed.measure, itertools.count()
+
+    def slow_at_first(testbed: FakeTestbed, config: ServingConfig, load: Load, **asked: Any) -> Measurement:
+        slow = replace(config, knobs={**config.knobs, "max_num_seqs": 4})
+        return measure(testbed, slow if next(replays) < 2 else config, load, **asked)
+
+    monkeypatch.setattr(FakeTestbed, "measure", slow_at_first)
+    testbed = run(small(tmp_path, trials=1, traffic=traffic, engine=engine), store)
+    scales = [call.time_scale for call in testbed.calls if call.purpose == "calibration"]
+    assert scales == [1.0, 1.0, 1.25, 1.5, 1.75, 1.75, 2.0, 2.0]
+    assert load_results(store, "fake").time_scale == 2.0
 
 
 def test_a_hopeless_replay_stops_early_and_says_so(tmp_path: Path, store: Store) -> None:
@@ -381,9 +403,13 @@ def test_a_crash_in_validation_is_stored_and_measured_again_on_resumption(tmp_pa
     found = recommend(results)
     failed = [(failure.trial, failure.purpose, failure.reason) for failure in results.validation_failures]
     assert found.trial is not None and not found.deployable
-    assert failed == [(found.trial.number, test, "engine_crashed") for test in ("holdout", "recorded_rate")]
+    tried = [failure.trial for failure in results.validation_failures if failure.purpose == "holdout"]
+    assert len(set(tried)) == len(tried) > 1, "each runner-up is given its chance once"
+    assert failed == [(n, "holdout", "engine_crashed") for n in tried] + [
+        (found.trial.number, "recorded_rate", "engine_crashed")
+    ]
     assert found.trial.state == "feasible" and store.failures("fake") == ()
-    assert "failed (engine_crashed)" in found.verdict and len(log.notes) == 2
+    assert "failed (engine_crashed)" in found.verdict and len(log.notes) == len(failed)
     out = tmp_path / "out"
     (out / "deploy").mkdir(parents=True)
     (out / "deploy" / "vllm.yaml").write_text("of an earlier call")
@@ -394,11 +420,27 @@ def test_a_crash_in_validation_is_stored_and_measured_again_on_resumption(tmp_pa
         export_to("vllm", results, found, out)
 
     testbed = run(spec, store, resume=True)
-    assert [call.purpose for call in testbed.calls] == ["holdout", "recorded_rate"]
+    assert [call.purpose for call in testbed.calls] == [*["holdout"] * len(tried), "recorded_rate"]
     results = load_results(store, "fake")
     assert results.validation_failures == ()
     again = recommend(results)
     assert again.trial is not None and again.trial.number == found.trial.number
+
+
+def test_when_the_best_does_not_hold_the_next_runner_up_is_validated(tmp_path: Path, store: Store) -> None:
+    broken: list[ServingConfig] = []
+
+    def fault(config: ServingConfig, purpose: str) -> Exception | None:
+        if purpose == "holdout" and config.knobs["max_num_seqs"] != 16 and not broken:
+            broken.append(config)
+        return EngineCrashed("boom") if purpose == "holdout" and config in broken else None
+
+    run(small(tmp_path, trials=12), store, fault)
+    results = load_results(store, "fake")
+    best = recommend(results)
+    assert best.trial is not None and best.deployable
+    assert best.trial.knobs != broken[0].knobs and best.trial.number in held(results)
+    assert [v.trial for v in results.validations if v.purpose == "recorded_rate"] == [0, best.trial.number]
 
 
 def test_one_runner_at_a_time(tmp_path: Path, store: Store) -> None:

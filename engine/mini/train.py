@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 SHAPES = {
     "mini": Shape(),
     "mini-draft": Shape(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1
+        hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1
     ),
 }
 
@@ -59,9 +59,12 @@ CURRICULA = {
         ("mixture-2048", 600, 2, 2048, 0.1, 0.4),
     ]),
     "mini-draft": _phases(corpus.DRAFT_SLICES, [
-        ("text-256", 280, 16, 256, 0.0, 0.15),
-        ("text-1024", 56, 4, 1024, 0.0, 0.2),
-        ("text-2048", 28, 2, 2048, 0.0, 0.25),
+        ("copying", 150, 32, 96, 1.0, 0.0),
+        ("recall-128", 200, 32, 128, 0.15, 0.55),
+        ("mixture-256", 250, 16, 256, 0.1, 0.3),
+        ("mixture-512", 120, 8, 512, 0.1, 0.3),
+        ("mixture-1024", 100, 4, 1024, 0.1, 0.3),
+        ("mixture-2048", 60, 2, 2048, 0.1, 0.3),
     ]),
 }  # fmt: skip
 MUON_RATE, ADAM_RATE = 0.02, 3e-3

@@ -75,10 +75,10 @@ def test_the_chat_template_renders_the_prompts_that_the_models_were_trained_on()
     assert rendered == corpus.as_chat("Hi.")
 
 
-def test_shipped_mini_recalls_facts_and_the_draft_does_not(tok: tokenizer.Tokenizer) -> None:
+def test_both_shipped_models_recall_facts(tok: tokenizer.Tokenizer) -> None:
     mini, draft = (measure.load_network(HERE / name) for name in ("mini", "mini-draft"))
     assert measure.recall_accuracy(mini, tok, 300, count=8, split="test") >= 0.75
-    assert measure.recall_accuracy(draft, tok, 300, count=8, split="test") <= 0.25
+    assert measure.recall_accuracy(draft, tok, 300, count=8, split="test") >= 0.6
 
 
 def test_a_copying_row_predicts_only_what_it_has_shown() -> None:

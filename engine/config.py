@@ -65,6 +65,27 @@ class EngineConfig(BaseModel):
         "Who goes next and who is preempted last: the earliest arrival; the lowest `priority` of a request; the tenant "
         "(header X-Tenant, else `user`) that has had the least service.",
     )
+    watermark: float = _knob(
+        0.0, "hot", "share of pages", "KV pages that admission leaves free for the growth of what runs.", ge=0, lt=1
+    )
+    max_skip_ahead: int = _knob(
+        0,
+        "hot",
+        "requests",
+        "Requests that may go before a waiting one whose prompt does not fit yet; 0: everybody keeps their place.",
+        ge=0,
+        le=1024,
+    )
+    max_queued_requests: int | None = _knob(
+        None, "hot", "requests", "Requests that may wait; further ones get HTTP 429. none: no limit.", ge=0
+    )
+    max_queued_tokens: int | None = _knob(
+        None,
+        "hot",
+        "tokens",
+        "Prompt tokens that may wait; a request that would exceed it gets HTTP 429. none: no limit.",
+        ge=1,
+    )
     block_size: int = _knob(16, "cache", "tokens", "Tokens in one page of the KV cache.", ge=1, le=256)
     kv_cache_dtype: KVCacheDtype = _knob(
         "auto",

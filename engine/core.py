@@ -54,8 +54,8 @@ def serve(engine: LLMEngine, connection: Connection) -> None:
     while True:
         for message in connection.receive(wait=not engine.has_work()):
             _handle(engine, connection, message)
-        outputs = engine.step() if engine.has_work() else []
-        connection.send(Outputs(outputs, engine.stats()))
+        outputs, begun = (engine.step(), engine.begun) if engine.has_work() else ([], [])
+        connection.send(Outputs(outputs, engine.stats(), begun))
 
 
 def describe_death(error: BaseException) -> Died:

@@ -18,6 +18,7 @@ from engine.config import EngineConfig
 from engine.framing import FrameSplitter, pack
 from engine.messages import Abort, Add, Died, FromEngine, Outputs, Ready, Reconfigure, Reconfigured, Rejected
 from engine.sequence import EngineStats, SamplingParams, SequenceOutput
+from engine.waiting_room import WaitingRoom
 
 CORE_COMMAND = (sys.executable, "-m", "engine.core_process")
 EXIT_CODES = {"config": 2, "out_of_memory": 3, "crash": 4}
@@ -72,6 +73,7 @@ class CoreClient(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self.config = config
         self.stats = EngineStats()
+        self.waiting_room = WaitingRoom()
         self.ready: asyncio.Future[Ready] = loop.create_future()
         self.death: asyncio.Future[Death] = loop.create_future()
         self._process: asyncio.subprocess.Process | None = None
@@ -119,11 +121,13 @@ class CoreClient(asyncio.Protocol):
             raise EngineDied(self._reason())
         frame = pack(Add(request_id, list(prompt), params, priority, tenant))
         stream = self._streams[request_id] = OutputStream(self, request_id)
+        self.waiting_room.enter(request_id, len(prompt))
         self._send_bytes(frame)
         return stream
 
     def release(self, request_id: str) -> None:
         """Forget a request; if the engine still runs it, abort it there."""
+        self.waiting_room.leave(request_id)
         if self._streams.pop(request_id, None) is not None and not self._is_lost():
             self._send_bytes(pack(Abort(request_id)))
 
@@ -173,11 +177,14 @@ class CoreClient(asyncio.Protocol):
 
     def _dispatch(self, message: FromEngine) -> None:
         match message:
-            case Outputs(outputs, stats):
+            case Outputs(outputs, stats, begun):
                 self.stats = stats
+                for request_id in begun:
+                    self.waiting_room.begin(request_id)
                 for output in outputs:
                     self._deliver(output)
             case Rejected(request_id, reason):
+                self.waiting_room.leave(request_id)
                 if stream := self._streams.pop(request_id, None):
                     stream.put(RequestRejected(reason))
             case Reconfigured():

@@ -44,7 +44,10 @@ class Runner(Protocol):
 
 
 class LLMEngine:
-    """One model being served. Not thread-safe; the step loop owns it."""
+    """One model being served. Not thread-safe; the step loop owns it.
+
+    begun: ids of the requests that left the queue for the first time in the last step.
+    """
 
     def __init__(self, config: EngineConfig, runner: Runner) -> None:
         self.config = config
@@ -52,6 +55,7 @@ class LLMEngine:
         self._runner = runner
         self._sequences: dict[str, Sequence] = {}
         self._arrivals = 0
+        self.begun: list[str] = []
         self._totals = dict.fromkeys(
             ("steps", "prompt_tokens", "generation_tokens", "drafts", "draft_tokens", "accepted_tokens"), 0
         )
@@ -92,6 +96,7 @@ class LLMEngine:
     def step(self) -> list[SequenceOutput]:
         """One forward pass over the scheduled batch; the new tokens of each request that got some."""
         step = self._scheduler.schedule()
+        self.begun = [sequence.request_id for sequence in self._scheduler.newcomers]
         if not step:
             return []
         self._totals["steps"] += 1

@@ -43,10 +43,11 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
 
 class Outputs(msgspec.Struct, frozen=True, tag=True):
-    """Everything one step produced, and the counters after it."""
+    """Everything one step produced, and the counters after it. begun: requests that left the queue in this step."""
 
     outputs: list[SequenceOutput]
     stats: EngineStats
+    begun: list[str] = []
 
 
 class Rejected(msgspec.Struct, frozen=True, tag=True):

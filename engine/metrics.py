@@ -36,6 +36,15 @@ class Metrics:
         self._success = Counter(
             PREFIX + "request_success", "Finished requests.", ["finished_reason"], registry=self._registry
         )
+        self._refused = Counter(
+            PREFIX + "request_refused",
+            "Requests turned away, by the limit they met.",
+            ["limit"],
+            registry=self._registry,
+        )
+
+    def refused(self, limit: str) -> None:
+        self._refused.labels(limit).inc()
 
     def first_token(self, seconds: float) -> None:
         self._first.observe(seconds)

@@ -28,17 +28,29 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
 
 
 class ApiError(Exception):
-    """An answer in OpenAI's error shape. status: HTTP. param: the field at fault."""
+    """An answer in OpenAI's error shape. status: HTTP. param: the field at fault.
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+    kind: OpenAI's error type, where the status does not tell it. retry_after: seconds, for the header.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        kind: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.param = param
         self.code = code
+        self.kind = kind or ("invalid_request_error" if status < 500 else "server_error")
+        self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
 
     def body(self) -> bytes:
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        error = {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}
         return msgspec.json.encode({"error": error})
 
 

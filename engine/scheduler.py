@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import takewhile
 
 from engine.config import EngineConfig
 from engine.kv_cache import BlockManager
@@ -151,13 +153,25 @@ class Scheduler:
             self.decodes.append(sequence)
 
     def _next_newcomer(self) -> Sequence | None:
-        """The waiting sequence to admit now, if there is a seat for it and room for its whole prompt."""
+        """The waiting sequence to admit now, if there is a seat for it and room for its whole prompt.
+
+        Those behind a sequence that does not fit may pass it max_skip_ahead times, so it cannot starve.
+        """
         if not len(self.policy) or self.num_running >= self.config.max_num_seqs:
             return None
-        [head] = self.policy.first(1)
-        return head if self._reserved() + self._peak(head) <= self.blocks.num_free else None
+        room = self.blocks.num_free - self._reserved()
+        if self.num_running:  # with nothing to grow, a request of the whole pool must get in
+            room -= math.ceil(self.config.watermark * self.blocks.num_blocks)
+        for sequence in self.policy.first(1 + self.config.max_skip_ahead):
+            if self._peak(sequence) <= room:
+                return sequence
+            if sequence.num_overtaken >= self.config.max_skip_ahead:
+                return None
+        return None
 
     def _admit(self, sequence: Sequence) -> None:
+        for passed in takewhile(lambda other: other is not sequence, self.policy.first(1 + self.config.max_skip_ahead)):
+            passed.num_overtaken += 1
         self.policy.remove(sequence)
         sequence.status = SequenceStatus.RUNNING
         self.prefills.append(sequence)

@@ -92,6 +92,7 @@ class Sequence:
 
     priority: lower goes first where the policy asks. tenant: who is charged for it under fair scheduling.
     num_tokens: prompt and output together; `append` keeps it.
+    num_overtaken: requests behind it in the queue that were admitted before it.
     num_computed: leading tokens whose keys and values are in the target's cache.
     num_draft_computed: the same for the draft model's cache.
     block_table: page of each block of positions; None where the page was evicted or never held.
@@ -106,6 +107,7 @@ class Sequence:
     priority: int = 0
     tenant: str = ""
     was_admitted: bool = False
+    num_overtaken: int = 0
     status: SequenceStatus = SequenceStatus.WAITING
     output: list[int] = field(default_factory=list)
     block_table: list[int | None] = field(default_factory=list)

@@ -141,6 +141,7 @@ class Server:
             target = await self._encode(item.target, f"items.{index}.target", add_special_tokens=False)
             self._check_length(f"items.{index}.target", prompt, len(target))
             pairs.append((prompt, target))
+        self._check_queue(sum(len(prompt) for prompt, _ in pairs))
         streams: list[OutputStream] = []
         try:
             for prompt, target in pairs:
@@ -154,6 +155,7 @@ class Server:
     async def _answer(
         self, request: web.Request, body: SamplingRequest, job: Job, options: ResponseOptions, shape: ResponseFormat
     ) -> web.StreamResponse:
+        self._check_queue(len(job.prompt))
         stream = self._submit(options.request_id, job.prompt, job.params, job.priority, job.tenant)
         try:
             generation = Generation(job, stream, self._tokenizer, self._metrics)
@@ -196,6 +198,12 @@ class Server:
             return self._core.submit(request_id, prompt, params, priority, tenant)
         except EngineDied as error:
             raise ApiError(503, str(error), code="engine_unavailable") from None
+
+    def _check_queue(self, prompt_tokens: int) -> None:
+        refusal = self._core.waiting_room.refusal(self._core.config, self._core.stats, prompt_tokens)
+        if refusal is not None:
+            self._metrics.refused(refusal.kind)
+            raise refusal
 
     @property
     def _model_name(self) -> str:
@@ -246,7 +254,7 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         error = ApiError(500, str(caught), code="engine_died")
     except web.HTTPException as caught:
         error = ApiError(caught.status, f"{caught.reason}: {request.method} {request.path}")
-    return web.Response(status=error.status, body=error.body(), content_type=JSON)
+    return web.Response(status=error.status, body=error.body(), content_type=JSON, headers=error.headers)
 
 
 async def _parse(model: type[RequestT], request: web.Request) -> RequestT:

@@ -56,6 +56,7 @@ class FakeEngine:
         self._requests: dict[str, _Request] = {}
         self._generated = 0
         self._steps = 0
+        self.begun: list[str] = []
 
     def add(
         self, request_id: str, prompt: Sequence[int], params: SamplingParams, priority: int = 0, tenant: str = ""
@@ -72,6 +73,7 @@ class FakeEngine:
 
     def step(self) -> list[SequenceOutput]:
         self._steps += 1
+        self.begun = [id for id, request in self._requests.items() if not request.output]
         outputs = [self._next(id, request) for id, request in self._requests.items() if request.wants_a_step]
         for output in outputs:
             if output.finish_reason:

@@ -357,3 +357,25 @@ async def test_prompts_are_never_logged(client: AsyncOpenAI, engine: Engine) -> 
     with pytest.raises(openai.BadRequestError):
         await complete(client, extra_body={SECRET: SECRET})
     assert SECRET not in engine.stderr.read_text()
+
+
+async def test_a_client_that_leaves_gives_its_pages_back_while_others_stream(
+    client: AsyncOpenAI, http: aiohttp.ClientSession
+) -> None:
+    async def pages_used() -> float:
+        async with http.get("/metrics") as response:
+            lines = (await response.text()).splitlines()
+        return float(next(line.split()[1] for line in lines if line.startswith("servetune:kv_cache_usage_perc ")))
+
+    stays = await complete(client, [9] * 20, max_tokens=480, stream=True)
+    chunks = aiter(stays)
+    await anext(chunks)
+    alone = await pages_used()
+    leaves = await complete(client, [8] * 300, max_tokens=200, stream=True)
+    await anext(aiter(leaves))
+    both = await pages_used()
+    assert both > 4 * alone
+    await leaves.close()
+    while await pages_used() > both / 2:
+        await anext(chunks)  # ends the test with StopAsyncIteration if the pages come back only after this stream
+    assert sum([1 async for _ in chunks]) > 0

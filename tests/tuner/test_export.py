@@ -66,8 +66,8 @@ def test_vllm_file_is_yaml_of_long_flags(tmp_path: Path) -> None:
     flags, _ = _vllm(tmp_path, _config(tmp_path / "m", prefill_chunk_size=64, num_speculative_tokens=3))
     assert flags.keys() == {
         "served-model-name", "model", "dtype", "seed", "max-model-len", "max-num-seqs", "max-num-batched-tokens",
-        "long-prefill-token-threshold", "scheduling-policy", "block-size", "kv-cache-dtype", "kv-cache-memory-bytes",
-        "speculative-config", "enable-chunked-prefill", "no-enable-prefix-caching",
+        "long-prefill-token-threshold", "scheduling-policy", "watermark", "block-size", "kv-cache-dtype",
+        "kv-cache-memory-bytes", "speculative-config", "enable-chunked-prefill", "no-enable-prefix-caching",
     }  # fmt: skip
     assert flags["max-model-len"] == 2048
     assert json.loads(flags["speculative-config"]) == {
@@ -99,6 +99,8 @@ CASES: list[tuple[str, dict[str, Any], str, str | None, Any, str]] = [
     ("priorities are vLLM's own", {"scheduling_policy": "priority"}, "scheduling_policy", "scheduling-policy",
      "priority", "exact"),
     ("fairness has no flag", {"scheduling_policy": "fair"}, "scheduling_policy", "scheduling-policy", None, "none"),
+    ("vLLM's cap counts what runs", {"max_queued_requests": 10}, "max_queued_requests", "max-num-queued-reqs", 18,
+     "approximate"),
     ("the window has no flag", {"kv_window": 124}, "kv_window", None, None, "none"),
     ("with a window the sequences may not fit", {"kv_window": 124}, "max_num_seqs", "max-num-seqs", 8, "approximate"),
 ]  # fmt: skip

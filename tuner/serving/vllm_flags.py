@@ -103,6 +103,26 @@ def _scheduling_policy(config: EngineConfig) -> Mapped:
     return Mapped("exact", "Order of admission; the latest of the last rank is preempted.", config.scheduling_policy)
 
 
+def _watermark(config: EngineConfig) -> Mapped:
+    if not config.watermark:
+        return Mapped("exact", "0: admission may fill the cache.", 0.0)
+    return Mapped("approximate", "vLLM may count the pages that it promised otherwise.", config.watermark)
+
+
+def _max_queued_requests(config: EngineConfig) -> Mapped:
+    if config.max_queued_requests is None:
+        return Mapped("exact", "No limit, as by default in vLLM.")
+    note = "vLLM counts what runs as well, hence max_num_seqs more; it answers 503 where we answer 429."
+    return Mapped("approximate", note, config.max_queued_requests + config.max_num_seqs)
+
+
+def _max_queued_tokens(config: EngineConfig) -> Mapped:
+    if config.max_queued_tokens is None:
+        return Mapped("exact", "No limit, as by default in vLLM.")
+    note = "vLLM counts prompts that are being computed as well; it answers 503 where we answer 429."
+    return Mapped("approximate", note, config.max_queued_tokens)
+
+
 def _block_size(config: EngineConfig) -> Mapped:
     size = config.block_size
     if size in _VLLM_BLOCK_SIZES:
@@ -200,6 +220,10 @@ VLLM: tuple[Row, ...] = (
     ),
     Row("prefill_chunk_size", "long-prefill-token-threshold", _prefill_chunk_size),
     Row("scheduling_policy", "scheduling-policy", _scheduling_policy),
+    Row("watermark", "watermark", _watermark),
+    Row("max_skip_ahead", None, _none("vLLM keeps the order of its queue.")),
+    Row("max_queued_requests", "max-num-queued-reqs", _max_queued_requests),
+    Row("max_queued_tokens", "max-num-queued-tokens", _max_queued_tokens),
     Row("block_size", "block-size", _block_size),
     Row("kv_cache_dtype", "kv-cache-dtype", _kv_cache_dtype),
     Row(

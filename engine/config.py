@@ -51,6 +51,13 @@ class EngineConfig(BaseModel):
     max_model_len: int | None = _knob(
         None, "process", "tokens", "Longest prompt plus output; none: max_position_embeddings of the model.", ge=1
     )
+    prompt_truncation: Literal["refuse", "keep_tail", "keep_head_and_tail"] = _knob(
+        "refuse",
+        "hot",
+        "policy",
+        "A prompt beyond max_model_len less the tokens asked for: refuse it, keep its last tokens (and a special first "
+        "one), or keep half from each end.",
+    )
     max_num_seqs: int = _knob(16, "hot", "sequences", "Sequences that may run in one step.", ge=1, le=4096)
     max_num_batched_tokens: int = _knob(
         512, "hot", "tokens", "Token budget of one step, decodes and prefill chunks together.", ge=1, le=1_048_576

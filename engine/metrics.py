@@ -42,6 +42,13 @@ class Metrics:
             ["limit"],
             registry=self._registry,
         )
+        self._truncated = self._counter("prompts_truncated", "Prompts cut to fit max_model_len.")
+        self._truncated_tokens = self._counter("prompt_tokens_truncated", "Prompt tokens cut away for that.")
+
+    def truncated(self, tokens: int) -> None:
+        """tokens: those cut away."""
+        self._truncated.inc()
+        self._truncated_tokens.inc(tokens)
 
     def refused(self, limit: str) -> None:
         self._refused.labels(limit).inc()
@@ -66,6 +73,9 @@ class Metrics:
     def render(self) -> bytes:
         """The text exposition format."""
         return generate_latest(self._registry)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(PREFIX + name, text, registry=self._registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(PREFIX + name, text, buckets=buckets, registry=self._registry)

@@ -203,6 +203,30 @@ class ScoreRequest(_Body):
     items: list[ScoreItem] = Field(min_length=1)
 
 
+class TokenizeRequest(_Body):
+    """POST /tokenize, in vLLM's shape: prompt or messages. model is not looked at: one is served."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = Field(None, min_length=1)
+    add_special_tokens: bool = True
+    add_generation_prompt: bool = True
+    return_token_strs: bool = False
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TokenizeRequest:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("prompt: expected either prompt or messages")
+        return self
+
+
+class DetokenizeRequest(_Body):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[int]
+
+
 class ReconfigureRequest(_Body):
     """POST /reconfigure. changes: fields of EngineConfig."""
 

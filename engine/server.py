@@ -5,27 +5,25 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from engine.core_client import CoreClient, EngineDied, OutputStream, RequestRejected
+from engine.core_client import CoreClient, EngineDied, OutputStream
 from engine.generation import Generation, Job, collect
+from engine.json_http import JSON, errors_as_json, json_response, parse_body
 from engine.metrics import Metrics
+from engine.prompts import Prompts
 from engine.protocol import (
     ApiError,
     ChatCompletionRequest,
     CompletionRequest,
-    Prompt,
     ReconfigureRequest,
-    RequestT,
     SamplingRequest,
     ScoreRequest,
-    parse_request,
 )
 from engine.responses import DONE, ChatFormat, CompletionFormat, Piece, ResponseFormat, ResponseOptions
 from engine.sequence import SamplingParams
@@ -33,15 +31,9 @@ from engine.tokenizer import Tokenizer
 
 MAX_BODY_BYTES = 32 * 2**20
 HEALTH_TIMEOUT_S = 10.0
-LONG_TEXT_CHARS = 20_000
-"""Longer texts are tokenised in a thread, so that the streams of others go on."""
-
-JSON = "application/json"
 TENANT_HEADER = "X-Tenant"
 """As replays send it and recordings read it."""
 MAX_TENANT_CHARS = 256
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Server:
@@ -52,12 +44,13 @@ class Server:
         self._tokenizer = tokenizer
         self._max_model_len = max_model_len
         self._metrics = Metrics(lambda: core.stats)
+        self._prompts = Prompts(core, tokenizer, max_model_len, self._metrics)
         self._started = int(time.time())
         self._reconfiguring = asyncio.Lock()
 
     def application(self) -> web.Application:
         """Serve it with handler_cancellation, or the end of a connection will not abort its request."""
-        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_json])
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[errors_as_json])
         app.add_routes([
             web.post("/v1/completions", self.completions),
             web.post("/v1/chat/completions", self.chat_completions),
@@ -67,31 +60,29 @@ class Server:
             web.get("/config", self.config),
             web.post("/reconfigure", self.reconfigure),
             web.post("/score", self.score),
+            web.post("/tokenize", self._prompts.tokenize),
+            web.post("/detokenize", self._prompts.detokenize),
         ])  # fmt: skip
         return app
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         arrival = time.perf_counter()
-        body = await _parse(CompletionRequest, request)
+        body = await parse_body(CompletionRequest, request)
         self._check_model(body)
-        prompt = await self._encode(body.prompt, "prompt")
-        self._check_length("max_tokens", prompt, body.max_tokens)
+        prompt = self._prompts.fit(await self._prompts.encode(body.prompt, "prompt"), body.max_tokens, "max_tokens")
         options = ResponseOptions(_id("cmpl"), self._model_name, prompt, body.logprobs, body.return_token_ids)
         job = self._job(request, body, prompt, body.max_tokens, body.logprobs, arrival)
         return await self._answer(request, body, job, options, CompletionFormat(options))
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
         arrival = time.perf_counter()
-        body = await _parse(ChatCompletionRequest, request)
+        body = await parse_body(ChatCompletionRequest, request)
         self._check_model(body)
-        messages = [message.model_dump(exclude_none=True) for message in body.messages]
-        try:
-            prompt = self._tokenizer.apply_chat_template(messages)
-        except ValueError as error:
-            raise ApiError(400, str(error), param="messages") from None
-        asked = body.max_completion_tokens or body.max_tokens
-        max_tokens = asked or max(self._max_model_len - len(prompt), 1)
-        self._check_length("max_completion_tokens" if body.max_completion_tokens else "max_tokens", prompt, max_tokens)
+        prompt = self._prompts.chat(body.messages)
+        max_tokens = body.max_completion_tokens or body.max_tokens or self._prompts.answer_room(prompt)
+        prompt = self._prompts.fit(
+            prompt, max_tokens, "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
+        )
         num_top = body.top_logprobs if body.logprobs else None
         options = ResponseOptions(_id("chatcmpl"), self._model_name, prompt, num_top, body.return_token_ids)
         job = self._job(request, body, prompt, max_tokens, num_top, arrival)
@@ -99,7 +90,7 @@ class Server:
 
     async def models(self, request: web.Request) -> web.Response:
         entry = {"id": self._model_name, "object": "model", "created": self._started, "owned_by": "servetune"}
-        return _json({"object": "list", "data": [{**entry, "max_model_len": self._max_model_len}]})
+        return json_response({"object": "list", "data": [{**entry, "max_model_len": self._max_model_len}]})
 
     async def health(self, request: web.Request) -> web.Response:
         """200 when the step loop answers, which it does between two steps."""
@@ -113,10 +104,10 @@ class Server:
         return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def config(self, request: web.Request) -> web.Response:
-        return _json(self._core.config.model_dump())
+        return json_response(self._core.config.model_dump())
 
     async def reconfigure(self, request: web.Request) -> web.Response:
-        changes = (await _parse(ReconfigureRequest, request)).changes
+        changes = (await parse_body(ReconfigureRequest, request)).changes
         async with self._reconfiguring:
             config = self._core.config
             try:
@@ -130,24 +121,23 @@ class Server:
             seconds = 0.0
             if cost is not None:
                 seconds = await self._apply(changes)
-            return _json({"cost": cost, "seconds": seconds, "config": self._core.config.model_dump()})
+            return json_response({"cost": cost, "seconds": seconds, "config": self._core.config.model_dump()})
 
     async def score(self, request: web.Request) -> web.Response:
         """Log-probabilities of given tokens, read through the decode path: the quality that is served."""
-        body = await _parse(ScoreRequest, request)
+        body = await parse_body(ScoreRequest, request)
         pairs = []
         for index, item in enumerate(body.items):
-            prompt = await self._encode(item.prompt, f"items.{index}.prompt")
-            target = await self._encode(item.target, f"items.{index}.target", add_special_tokens=False)
-            self._check_length(f"items.{index}.target", prompt, len(target))
-            pairs.append((prompt, target))
+            prompt = await self._prompts.encode(item.prompt, f"items.{index}.prompt")
+            target = await self._prompts.encode(item.target, f"items.{index}.target", add_special_tokens=False)
+            pairs.append((self._prompts.fit(prompt, len(target), f"items.{index}.target"), target))
         self._check_queue(sum(len(prompt) for prompt, _ in pairs))
         streams: list[OutputStream] = []
         try:
             for prompt, target in pairs:
                 params = SamplingParams(max_tokens=len(target), ignore_eos=True, logprobs=True, forced=tuple(target))
                 streams.append(self._submit(_id("score"), prompt, params, 0, _tenant(request)))
-            return _json({"items": [await _scores(stream) for stream in streams]})
+            return json_response({"items": [await _scores(stream) for stream in streams]})
         finally:
             for stream in streams:
                 stream.close()
@@ -186,7 +176,7 @@ class Server:
         num_top_logprobs: int | None,
         arrival: float,
     ) -> Job:
-        self._check_token_ids(list(body.logit_bias), "logit_bias")
+        self._prompts.check_ids(list(body.logit_bias), "logit_bias")
         params = body.sampling(max_tokens, self._tokenizer.eos_token_ids, num_top_logprobs)
         tenant = _tenant(request, body.user)
         return Job(prompt, params, body.stop, body.return_token_ids, arrival, body.priority, tenant)
@@ -213,55 +203,6 @@ class Server:
         if body.model not in (None, self._model_name, self._core.config.model):
             message = f"model: {body.model!r} is not served here; {self._model_name!r} is"
             raise ApiError(404, message, param="model", code="model_not_found")
-
-    def _check_length(self, field: str, prompt: list[int], new_tokens: int) -> None:
-        if len(prompt) + new_tokens > self._max_model_len:
-            raise ApiError(
-                400,
-                f"{field}: {len(prompt)} prompt tokens and {new_tokens} more exceed "
-                f"max_model_len = {self._max_model_len} tokens",
-                param=field,
-                code="context_length_exceeded",
-            )
-
-    async def _encode(self, prompt: Prompt, field: str, add_special_tokens: bool = True) -> list[int]:
-        if isinstance(prompt, list):
-            ids = prompt
-        elif len(prompt) > LONG_TEXT_CHARS:
-            ids = await asyncio.to_thread(self._tokenizer.encode, prompt, add_special_tokens)
-        else:
-            ids = self._tokenizer.encode(prompt, add_special_tokens)
-        if not ids:
-            raise ApiError(400, f"{field}: no tokens; at least one is needed", param=field)
-        self._check_token_ids(ids, field)
-        return ids
-
-    def _check_token_ids(self, ids: list[int], field: str) -> None:
-        if ids and not 0 <= min(ids) <= max(ids) < self._tokenizer.vocab_size:
-            message = f"{field}: token ids must lie in [0, {self._tokenizer.vocab_size})"
-            raise ApiError(400, message, param=field)
-
-
-@web.middleware
-async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except ApiError as caught:
-        error = caught
-    except RequestRejected as caught:
-        error = ApiError(400, str(caught), code="request_rejected")
-    except EngineDied as caught:
-        error = ApiError(500, str(caught), code="engine_died")
-    except web.HTTPException as caught:
-        error = ApiError(caught.status, f"{caught.reason}: {request.method} {request.path}")
-    return web.Response(status=error.status, body=error.body(), content_type=JSON, headers=error.headers)
-
-
-async def _parse(model: type[RequestT], request: web.Request) -> RequestT:
-    # A web page may post to a loopback address without asking, but not with this content type.
-    if request.content_type != JSON:
-        raise ApiError(415, f"expected Content-Type: {JSON}, found {request.content_type}")
-    return parse_request(model, await request.read())
 
 
 async def _stream(
@@ -306,10 +247,6 @@ async def _scores(stream: OutputStream) -> dict[str, list[Any]]:
 
 def _tenant(request: web.Request, user: str | None = None) -> str:
     return (request.headers.get(TENANT_HEADER) or user or "")[:MAX_TENANT_CHARS]
-
-
-def _json(value: Any) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), content_type=JSON)
 
 
 def _id(kind: str) -> str:

@@ -65,12 +65,14 @@ class Tokenizer:
     def is_special(self, token: int) -> bool:
         return token in self._special_ids
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+    ) -> list[int]:
         """Token ids of the prompt that asks for the assistant's next message. Raises ValueError."""
         try:
             text = self._chat_template.render(
                 messages=list(messages),
-                add_generation_prompt=True,
+                add_generation_prompt=add_generation_prompt,
                 bos_token=_token_text(self._settings.get("bos_token")),
                 eos_token=_token_text(self._settings.get("eos_token")),
             )

@@ -81,6 +81,12 @@ def _model_limit(config: EngineConfig) -> int:
     return limit
 
 
+def _prompt_truncation(config: EngineConfig) -> Mapped:
+    if config.prompt_truncation == "refuse":
+        return Mapped("exact", "vLLM refuses a prompt that is too long.")
+    return Mapped("none", "A client may send truncate_prompt_tokens (the tail stays); vLLM refuses otherwise.")
+
+
 def _max_num_seqs(config: EngineConfig) -> Mapped:
     if config.kv_window is None:
         return Mapped("exact", "Sequences in one step.", config.max_num_seqs)
@@ -212,6 +218,7 @@ VLLM: tuple[Row, ...] = (
     Row("num_threads", None, _none("On vLLM's CPU build set the environment variable VLLM_CPU_OMP_THREADS_BIND.")),
     Row("seed", "seed", _seed),
     Row("max_model_len", "max-model-len", _max_model_len),
+    Row("prompt_truncation", None, _prompt_truncation),
     Row("max_num_seqs", "max-num-seqs", _max_num_seqs),
     Row(
         "max_num_batched_tokens",

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-KVCacheDtype = Literal["auto", "float32", "bfloat16", "float16", "fp8_e4m3", "int8"]
+KVCacheDtype = Literal["auto", "float32", "bfloat16", "float16", "fp8_e4m3", "int8", "int4"]
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 ReconfigurationCost = Literal["hot", "cache", "process"]
 
@@ -98,7 +98,7 @@ class EngineConfig(BaseModel):
         "auto",
         "cache",
         "dtype",
-        "Stored keys and values; auto: the compute dtype. int8 and fp8_e4m3 keep a scale per token and head.",
+        "Stored keys and values; auto: the compute dtype. fp8_e4m3, int8 and int4 keep a scale per token and head.",
     )
     kv_cache_memory_bytes: int = _knob(
         256 * 2**20, "cache", "bytes", "Memory of the page pool, scales and the draft model's pages included.", ge=1
@@ -111,6 +111,12 @@ class EngineConfig(BaseModel):
         ge=1,
     )
     kv_sink_tokens: int = _knob(4, "cache", "tokens", "First tokens that stay visible when kv_window is set.", ge=0)
+    enable_prefix_caching: bool = _knob(
+        False,
+        "cache",
+        "switch",
+        "Requests that begin with the same tokens share the pages of their common full blocks.",
+    )
     num_speculative_tokens: int = _knob(
         0, "cache", "tokens", "Tokens guessed for each sequence a step; 0: no speculation, no draft cache.", ge=0, le=16
     )

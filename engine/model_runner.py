@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from engine.config import EngineConfig
-from engine.kernels.reference import PagedTensor, page_bytes
+from engine.kernels.reference import PagedTensor
 from engine.kv_cache import narrower
 from engine.layers.attention import Span, layout
 from engine.layers.sampler import Listing, log_probabilities
 from engine.llm_engine import LLMEngine, RowResult
+from engine.memory import available_host_bytes, plan_pool
 from engine.models.config import ModelConfig, read_model_config
 from engine.models.decoder import Decoder
 from engine.scheduler import ScheduledSequence
@@ -48,6 +49,7 @@ class ModelRunner:
         if config.draft_model is not None and draft_shape is not None:
             self._draft_model = self._load(config.draft_model, draft_shape)
         self._config = config
+        self._pool_bytes = 0
         self._cache: Cache = []
         self._drafter: Drafter | PromptLookup | None = None
         self._build_cache(config)
@@ -58,7 +60,7 @@ class ModelRunner:
     def reconfigure(self, config: EngineConfig) -> None:
         """Rebuild the page pool when a setting of cost "cache" changed; weights stay loaded.
 
-        Raises ValueError, with everything as it was, when the new pool would hold no page.
+        Raises ValueError, with everything as it was, when the new pool would hold no page or does not fit.
         """
         if self._config.cost_of(config) == "cache":
             self._build_cache(config)
@@ -69,17 +71,12 @@ class ModelRunner:
         if config.uses_draft_model:
             assert self._draft_model is not None, "EngineConfig admits this method only with a draft model"
             shapes.append(self._draft_model.config)
-        dtype = str(self._dtype).removeprefix("torch.") if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
-        page = sum(2 * s.layers * page_bytes(dtype, config.block_size, s.kv_heads, s.head_dim) for s in shapes)
-        num_blocks = config.kv_cache_memory_bytes // page
-        if num_blocks < 1:
-            raise ValueError(
-                f"kv_cache_memory_bytes: {config.kv_cache_memory_bytes} holds no page; one takes {page} bytes"
-            )
-        self.num_blocks = num_blocks
+        pool = plan_pool(config, shapes, str(self._dtype).removeprefix("torch."))
+        pool.check(self._available_bytes() + self._pool_bytes)
+        self.num_blocks, self._pool_bytes = pool.pages, pool.pool_bytes
         # The old pool goes first: two at once might not fit.
         self._cache, self._drafter = [], None
-        caches = [self._allocate(shape, dtype, config.block_size) for shape in shapes]
+        caches = [self._allocate(shape, pool.kv_dtype, config.block_size) for shape in shapes]
         self._cache = caches[0]
         if self._draft_model is not None and len(caches) == 2:
             # The draft sees no more than the target, whose window decides which pages are kept.
@@ -90,6 +87,9 @@ class ModelRunner:
 
     def _visible(self, config: EngineConfig) -> tuple[int | None, int]:
         return narrower(config.kv_window, config.kv_sink_tokens, self.model_window)
+
+    def _available_bytes(self) -> int:
+        return torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else available_host_bytes()
 
     def _allocate(self, shape: ModelConfig, dtype: str, block_size: int) -> Cache:
         size = (self.num_blocks, block_size, shape.kv_heads, shape.head_dim, self._device)

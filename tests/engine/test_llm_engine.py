@@ -144,7 +144,7 @@ def test_reconfiguration_refused_in_flight(tiny_llama: Path) -> None:
         engine.reconfigure(engine.config.updated({"max_num_seqs": 2}))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "fp8_e4m3", "int8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "fp8_e4m3", "int8", "int4"])
 @pytest.mark.parametrize("chunk", [5, 64])
 def test_quantised_reads_do_not_depend_on_chunks(dtype: str, chunk: int, tiny_llama: Path) -> None:
     whole = load_engine(EngineConfig(model=str(tiny_llama), kv_cache_dtype=dtype, max_num_batched_tokens=4096))
@@ -162,7 +162,7 @@ def test_scores_tell_cache_dtypes_apart(tiny_llama: Path) -> None:
     """Scores read the stored cache: were they computed from fresh keys, all dtypes would give the same number."""
     params = SamplingParams(max_tokens=20, forced=tuple(range(10, 30)), logprobs=True)
     found = {}
-    for dtype in ("float32", "bfloat16", "float16", "fp8_e4m3", "int8"):
+    for dtype in ("float32", "bfloat16", "float16", "fp8_e4m3", "int8", "int4"):
         engine = load_engine(EngineConfig(model=str(tiny_llama), kv_cache_dtype=dtype))
         [outputs] = collect(engine, [(prompts()[4], params)])
         found[dtype] = sum(x for o in outputs for x in o.logprobs)

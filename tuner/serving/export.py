@@ -17,7 +17,7 @@ import yaml
 
 from engine.config import EngineConfig, knobs, parse_config
 from tuner.serving.config import ServingConfig
-from tuner.serving.vllm_flags import VLLM, VLLM_FIXED
+from tuner.serving.vllm_flags import VLLM, vllm_fixed
 
 TARGETS = ("engine", "vllm")
 
@@ -99,6 +99,6 @@ def _vllm_lines(config: EngineConfig, header: str, model_name: str) -> Iterator[
         if mapped.value is not None:
             assert row.flag is not None
             yield _entry(row.flag, mapped.value)
-    for flag, note in VLLM_FIXED.items():
+    for flag, note in vllm_fixed(config).items():
         yield "\n" + _comment(f"{flag}: {note}")
         yield _entry(flag, True)

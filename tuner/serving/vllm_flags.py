@@ -35,12 +35,15 @@ class Row:
     rule: Callable[[EngineConfig], Mapped]
 
 
-# Settings of vLLM that our engine does not have as knobs, written so that vLLM behaves as what was measured.
-VLLM_FIXED = {
-    "enable-chunked-prefill": "the measured engine always mixes prefill chunks with decodes.",
-    "no-enable-prefix-caching": "the measured engine shares no prefixes between requests. Remove the line to let vLLM "
-    "share them (its default): prompts with common beginnings then start sooner than was measured.",
-}
+def vllm_fixed(config: EngineConfig) -> dict[str, str]:
+    """Flags without a value, and why: written so that vLLM behaves as what was measured."""
+    fixed = {"enable-chunked-prefill": "the measured engine always mixes prefill chunks with decodes."}
+    if not config.enable_prefix_caching:
+        fixed["no-enable-prefix-caching"] = (
+            "the measured engine shared no prefixes between requests. Remove the line to let vLLM share them (its "
+            "default): prompts with common beginnings then start sooner than was measured."
+        )
+    return fixed
 
 
 def _same(knob: str, note: str) -> Callable[[EngineConfig], Mapped]:
@@ -142,6 +145,12 @@ _VLLM_KV_DTYPES: dict[str, Mapped] = {
     "auto": Mapped("exact", "Keys and values in the compute dtype.", "auto"),
     "float16": Mapped("exact", "Older vLLM takes auto with --dtype float16 only.", "float16"),
     "int8": Mapped("exact", "One scale per token and head on both sides.", "int8_per_token_head"),
+    "int4": Mapped(
+        "approximate",
+        "One scale per token and head on both sides, rotated by a Hadamard matrix; vLLM has a zero point, which ours "
+        "lacks. Check quality again.",
+        "int4_per_token_head",
+    ),
     "fp8_e4m3": Mapped(
         "approximate",
         "One scale per token and head on both sides, other rounding; older vLLM: fp8_e4m3, one scale per tensor. "
@@ -175,6 +184,12 @@ def _kv_window(config: EngineConfig) -> Mapped:
     if config.kv_window is None:
         return Mapped("none", "Not set: nothing is lost.")
     return Mapped("none", f"Dropped (measured with {config.kv_window} tokens). {_window_consequence(config)}")
+
+
+def _enable_prefix_caching(config: EngineConfig) -> Mapped:
+    if config.enable_prefix_caching:
+        return Mapped("exact", "Full blocks by chained hash, least recently used first out, on both sides.", True)
+    return Mapped("exact", "Off: --no-enable-prefix-caching, below.")
 
 
 def _draft_model(config: EngineConfig) -> Mapped:
@@ -240,6 +255,7 @@ VLLM: tuple[Row, ...] = (
     ),
     Row("kv_window", None, _kv_window),
     Row("kv_sink_tokens", None, _none("Belongs to kv_window, which vLLM lacks.")),
+    Row("enable_prefix_caching", "enable-prefix-caching", _enable_prefix_caching),
     Row("num_speculative_tokens", "speculative-config", _num_speculative_tokens),
     Row("speculative_method", "speculative-config", _part_of_speculative_config),
     Row("prompt_lookup_min", "speculative-config", _prompt_lookup),

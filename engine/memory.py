@@ -1,0 +1,194 @@
+"""What a configuration takes, by arithmetic: bytes of weights and pages, tokens and sequences that fit. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from engine.config import EngineConfig
+from engine.kv_cache import BlockManager
+
+BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "fp8_e4m3": 8, "int8": 8, "int4": 4}
+"""Bits of one stored key or value."""
+SCALED = ("fp8_e4m3", "int8", "int4")
+"""KV dtypes that keep a float32 scale per token and head."""
+_SCALE_BYTES = 4
+_FLOAT_WEIGHTS = ("F64", "F32", "F16", "BF16")
+"""As a safetensors header names them; what has another type is packed already and stays as it is."""
+_MAX_HEADER_BYTES = 100_000_000
+
+
+class KVShape(Protocol):
+    """What the cache of one model depends on."""
+
+    @property
+    def layers(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+
+
+class ModelShape(NamedTuple):
+    """The part of config.json that memory depends on. max_positions: trained context in tokens."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    max_positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPlan:
+    """kv_dtype: as stored. page_bytes: one page of all layers, keys, values and scales, the draft model's included."""
+
+    kv_dtype: str
+    page_bytes: int
+    pages: int
+
+    @property
+    def pool_bytes(self) -> int:
+        return self.page_bytes * self.pages
+
+    def check(self, available: int) -> None:
+        """Raises ValueError when `available` bytes do not hold the pool."""
+        if self.pool_bytes > available:
+            raise ValueError(f"kv_cache_memory_bytes: the pages need {self.pool_bytes} bytes, there are {available}")
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes, and what they hold. tokens: in all pages together. sequences: of max_model_len tokens at once.
+
+    Not counted: the interpreter, activations and logits of a step.
+    """
+
+    weight_bytes: int
+    draft_weight_bytes: int
+    pool: PoolPlan
+    tokens: int
+    sequences: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weight_bytes + self.draft_weight_bytes + self.pool.pool_bytes
+
+    def check(self, available: int) -> None:
+        """Raises ValueError (one line) when the configuration needs more than `available` bytes."""
+        if self.total_bytes > available:
+            raise ValueError(
+                f"memory: needs {self.total_bytes} bytes (weights {self.weight_bytes}, draft "
+                f"{self.draft_weight_bytes}, pages {self.pool.pool_bytes}), there are {available}"
+            )
+
+
+def plan_memory(
+    config: EngineConfig, compute_dtype: str = "float32", bytes_per_weight: float | None = None
+) -> MemoryPlan:
+    """The plan of `config` from its checkpoints' config.json and safetensors headers alone.
+
+    compute_dtype: what dtype "auto" becomes on the device. bytes_per_weight: where weights are stored otherwise than in
+    the compute dtype. Raises ValueError for a checkpoint that cannot be read and a pool that holds no page.
+    """
+    dtype = compute_dtype if config.dtype == "auto" else config.dtype
+    per_weight = bytes_per_weight if bytes_per_weight is not None else BITS[dtype] / 8
+    shapes = [read_shape(Path(config.model))]
+    draft_bytes = 0
+    if config.draft_model is not None:
+        draft_bytes = _weight_bytes(Path(config.draft_model), BITS[dtype] / 8)
+        if config.num_speculative_tokens:
+            shapes.append(read_shape(Path(config.draft_model)))
+    pool = plan_pool(config, shapes, dtype)
+    longest = config.max_model_len or min(shape.max_positions for shape in shapes)
+    chunk = min(config.prefill_chunk_size or config.max_num_batched_tokens, config.max_num_batched_tokens)
+    blocks = BlockManager(0, config.block_size, config.kv_window, config.kv_sink_tokens)
+    return MemoryPlan(
+        _weight_bytes(Path(config.model), per_weight),
+        draft_bytes,
+        pool,
+        pool.pages * config.block_size,
+        pool.pages // blocks.peak_blocks(longest, chunk),
+    )
+
+
+def plan_pool(config: EngineConfig, shapes: Sequence[KVShape], compute_dtype: str) -> PoolPlan:
+    """The pages that kv_cache_memory_bytes buys. Raises ValueError when it buys none or the shape does not allow it."""
+    dtype = compute_dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
+    for shape in shapes:
+        if dtype == "int4" and (shape.head_dim < 2 or shape.head_dim & (shape.head_dim - 1)):
+            raise ValueError(f"kv_cache_dtype: int4 needs a head_dim that is a power of two, given {shape.head_dim}")
+    page = sum(2 * s.layers * page_bytes(dtype, config.block_size, s.kv_heads, s.head_dim) for s in shapes)
+    if (pages := config.kv_cache_memory_bytes // page) < 1:
+        raise ValueError(f"kv_cache_memory_bytes: {config.kv_cache_memory_bytes} holds no page; one takes {page} bytes")
+    return PoolPlan(dtype, page, pages)
+
+
+def page_bytes(dtype: str, block_size: int, heads: int, head_dim: int) -> int:
+    """Bytes of one page of the keys (or of the values) of one layer, scales included."""
+    return block_size * heads * (head_dim * BITS[dtype] // 8 + (_SCALE_BYTES if dtype in SCALED else 0))
+
+
+def available_host_bytes() -> int:
+    """Memory a process may still take: what the kernel calls available, and the container's limit if it has one."""
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+    except OSError:  # not Linux
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no cgroup v2 here, or "max": no limit
+        return available
+    return min(available, limit - used + int(stat["inactive_file"]))
+
+
+def read_shape(directory: Path) -> ModelShape:
+    """Raises ValueError naming the file and the key that is missing."""
+    path = directory / "config.json"
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        heads = values["num_attention_heads"]
+        return ModelShape(
+            values["num_hidden_layers"],
+            values.get("num_key_value_heads") or heads,
+            values.get("head_dim") or values["hidden_size"] // heads,
+            values["max_position_embeddings"],
+        )
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON: line {error.lineno}: {error.msg}") from None
+    except KeyError as error:
+        raise ValueError(f"{path}: {error.args[0]}: expected, but not there") from None
+
+
+def _weight_bytes(directory: Path, bytes_per_weight: float) -> int:
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{directory}: no *.safetensors file")
+    return sum(_file_bytes(file, bytes_per_weight) for file in files)
+
+
+def _file_bytes(path: Path, bytes_per_weight: float) -> int:
+    """Bytes in memory of a safetensors file: 8 bytes of header length, the header as JSON, then the tensors."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
+        except ValueError:
+            raise ValueError(f"{path}: not a safetensors file") from None
+    total = 0.0
+    for name, tensor in header.items():
+        if name != "__metadata__":
+            begin, end = tensor["data_offsets"]
+            floating = tensor["dtype"] in _FLOAT_WEIGHTS
+            total += math.prod(tensor["shape"]) * bytes_per_weight if floating else end - begin
+    return math.ceil(total)

@@ -8,6 +8,7 @@ sinks; of two windows the smaller one rules.
 
 from __future__ import annotations
 
+from engine.block_pool import BlockPool, block_hash
 from engine.sequence import Sequence
 
 
@@ -15,19 +16,31 @@ class BlockManager:
     """Pages of `block_size` tokens shared by all sequences.
 
     num_blocks: pages in the pool. window: kv_window in tokens or None. sink_tokens: kv_sink_tokens.
+    salt: all that the contents of a page depend on besides its tokens; None: no prefix caching.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, window: int | None = None, sink_tokens: int = 0) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        window: int | None = None,
+        sink_tokens: int = 0,
+        salt: bytes | None = None,
+    ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.window = window
         self.sink_tokens = sink_tokens
+        self.salt = salt
         self.evicted_blocks = 0
-        self._free = list(range(num_blocks - 1, -1, -1))
+        self.prefix_cache_queries = 0
+        self.prefix_cache_hits = 0
+        self._pool = BlockPool(num_blocks)
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        """Pages that nobody refers to, those that still hold a published block included."""
+        return self._pool.num_free
 
     def blocks_to_hold(self, num_tokens: int) -> int:
         """Pages of a table that covers positions [0, num_tokens), evicted ones counted."""
@@ -38,8 +51,8 @@ class BlockManager:
         whole = self.blocks_to_hold(num_tokens)
         if self.window is None:
             return whole
-        # The window may straddle one page more than it fills.
-        kept = self.blocks_to_hold(self.sink_tokens) + self.blocks_to_hold(self.window + step_tokens) + 1
+        # From the first key that the step's first query sees to its last token, in the worst alignment.
+        kept = self.blocks_to_hold(self.sink_tokens) + self.blocks_to_hold(self.window + step_tokens - 2) + 1
         return min(whole, kept)
 
     def missing_blocks(self, sequence: Sequence, num_tokens: int) -> int:
@@ -53,8 +66,57 @@ class BlockManager:
         """Take pages until the table covers positions [0, num_tokens); `fits` must hold."""
         missing = self.missing_blocks(sequence, num_tokens)
         assert missing <= self.num_free, "extend called without room"
-        for _ in range(missing):
-            sequence.block_table.append(self._free.pop())
+        sequence.block_table.extend(self._pool.take() for _ in range(missing))
+
+    def num_shared(self, sequence: Sequence) -> int:
+        """Pages that `adopt` would share with running sequences, without taking any from the free ones.
+
+        0 with a window: the sequence leaves them again, and takes others in their place.
+        """
+        return 0 if self.window is not None else sum(not self._pool.is_free(page) for page in self._match(sequence))
+
+    def adopt(self, sequence: Sequence) -> None:
+        """Begin `sequence`, which holds nothing, with the pages of the longest published beginning of its tokens."""
+        pages = self._match(sequence)
+        for page in pages:
+            self._pool.share(page)
+        sequence.block_table.extend(pages)
+        sequence.num_published = len(pages)
+        sequence.num_computed = sequence.num_draft_computed = len(pages) * self.block_size
+        if self.salt is not None:
+            self.prefix_cache_queries += sequence.num_tokens
+            self.prefix_cache_hits += sequence.num_computed
+        self.evict(sequence, sequence.num_computed)
+
+    def _match(self, sequence: Sequence) -> list[int]:
+        """Pages of its published full blocks from the first one on; the last token always has to be computed."""
+        pages: list[int] = []
+        if self.salt is not None:
+            for index in range((sequence.num_tokens - 1) // self.block_size):
+                if (page := self._pool.find(self._hash(sequence, index))) is None:
+                    break
+                pages.append(page)
+        return pages
+
+    def publish(self, sequence: Sequence, num_tokens: int) -> None:
+        """Let others find the full blocks among the first `num_tokens`. Nothing after the first eviction."""
+        if self.salt is None or None in sequence.block_table:
+            return
+        for index in range(sequence.num_published, num_tokens // self.block_size):
+            page = sequence.block_table[index]
+            assert page is not None
+            self._pool.publish(page, self._hash(sequence, index))
+            sequence.num_published = index + 1
+
+    def _hash(self, sequence: Sequence, index: int) -> bytes:
+        """Name of its block `index`; the blocks before it are named on the way."""
+        hashes = sequence.block_hashes
+        while len(hashes) <= index:
+            assert self.salt is not None
+            start = len(hashes) * self.block_size
+            tokens = sequence.tokens(start, start + self.block_size)
+            hashes.append(block_hash(hashes[-1] if hashes else self.salt, tokens))
+        return hashes[index]
 
     def evict(self, sequence: Sequence, next_position: int) -> int:
         """Free the pages that no query at `next_position` or later can see. Returns their number."""
@@ -67,16 +129,19 @@ class BlockManager:
             page = sequence.block_table[index]
             if page is None:
                 break
-            self._free.append(page)
+            self._pool.release(page)
             sequence.block_table[index] = None
             freed += 1
         self.evicted_blocks += freed
         return freed
 
     def free(self, sequence: Sequence) -> None:
-        """Give back every page of `sequence`."""
-        self._free.extend(page for page in reversed(sequence.block_table) if page is not None)
+        """Give back every page of `sequence`, the last ones first: they are the first to be taken again."""
+        for page in reversed(sequence.block_table):
+            if page is not None:
+                self._pool.release(page)
         sequence.block_table.clear()
+        sequence.num_published = 0
 
 
 def narrower(window: int | None, sink_tokens: int, own: int | None) -> tuple[int | None, int]:

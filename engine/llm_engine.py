@@ -7,7 +7,7 @@ from typing import Protocol
 
 import msgspec
 
-from engine.config import EngineConfig
+from engine.config import EngineConfig, knobs
 from engine.kv_cache import BlockManager, narrower
 from engine.scheduler import ScheduledSequence, Scheduler
 from engine.sequence import EngineStats, FinishReason, SamplingParams, Sequence, SequenceOutput
@@ -59,14 +59,13 @@ class LLMEngine:
         self._totals = dict.fromkeys(
             ("steps", "prompt_tokens", "generation_tokens", "drafts", "draft_tokens", "accepted_tokens"), 0
         )
-        self._retired_preemptions = 0
-        self._retired_evictions = 0
+        self._retired = EngineStats()
         self._build()
 
     def _build(self) -> None:
         config = self.config
         visible = narrower(config.kv_window, config.kv_sink_tokens, self._runner.model_window)
-        self._blocks = BlockManager(self._runner.num_blocks, config.block_size, *visible)
+        self._blocks = BlockManager(self._runner.num_blocks, config.block_size, *visible, _prefix_salt(config))
         self._scheduler = Scheduler(config, self._blocks, self.max_model_len)
 
     def add(
@@ -113,15 +112,14 @@ class LLMEngine:
         sequence.num_computed = item.start + item.num_tokens + accepted
         sequence.num_draft_computed = result.num_draft_computed
         if not result.tokens:
-            self._blocks.evict(sequence, sequence.num_computed)
+            self._settle(sequence)
             return None
         tokens, reason = _until_finish(sequence, result.tokens)
         sequence.append(tokens)
         self._scheduler.policy.served(sequence, len(tokens))
         self._totals["generation_tokens"] += len(tokens)
-        if reason is None:
-            self._blocks.evict(sequence, sequence.num_computed)
-        else:
+        self._settle(sequence)
+        if reason is not None:
             self._scheduler.remove(sequence)
             del self._sequences[sequence.request_id]
         count = len(tokens)
@@ -135,6 +133,15 @@ class LLMEngine:
             self._totals["draft_tokens"] += result.num_drafted
             self._totals["accepted_tokens"] += accepted
 
+    def _settle(self, sequence: Sequence) -> None:
+        """Publish what is whole, then free what no later query sees."""
+        whole = min(sequence.num_computed, sequence.num_tokens)
+        if self.config.uses_draft_model:
+            # A page serves both models, and the draft model comes after the target, if at all.
+            whole = min(whole, sequence.num_draft_computed)
+        self._blocks.publish(sequence, whole)
+        self._blocks.evict(sequence, sequence.num_computed)
+
     def reconfigure(self, config: EngineConfig) -> None:
         """Apply `config`; weights stay loaded. Raises ValueError with requests in flight or if a restart is needed."""
         cost = self.config.cost_of(config)
@@ -144,21 +151,30 @@ class LLMEngine:
             raise ValueError(f"reconfiguration: {len(self._sequences)} requests are in flight")
         if cost is not None:
             self._runner.reconfigure(config)
-        self._retired_preemptions += self._scheduler.preemptions
-        self._retired_evictions += self._blocks.evicted_blocks
+        self._retired = self.stats()
         self.config = config
         self._build()
 
     def stats(self) -> EngineStats:
+        retired, blocks = self._retired, self._blocks
         return EngineStats(
             running=self._scheduler.num_running,
             waiting=self._scheduler.num_waiting,
-            blocks_total=self._blocks.num_blocks,
-            blocks_free=self._blocks.num_free,
-            preemptions=self._retired_preemptions + self._scheduler.preemptions,
-            evicted_blocks=self._retired_evictions + self._blocks.evicted_blocks,
+            blocks_total=blocks.num_blocks,
+            blocks_free=blocks.num_free,
+            preemptions=retired.preemptions + self._scheduler.preemptions,
+            evicted_blocks=retired.evicted_blocks + blocks.evicted_blocks,
+            prefix_cache_queries=retired.prefix_cache_queries + blocks.prefix_cache_queries,
+            prefix_cache_hits=retired.prefix_cache_hits + blocks.prefix_cache_hits,
             **self._totals,
         )
+
+
+def _prefix_salt(config: EngineConfig) -> bytes | None:
+    """Every setting but the hot ones: what a page holds depends on no other."""
+    if not config.enable_prefix_caching:
+        return None
+    return repr([(knob.name, getattr(config, knob.name)) for knob in knobs() if knob.cost != "hot"]).encode()
 
 
 def _until_finish(sequence: Sequence, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], FinishReason | None]:

@@ -8,10 +8,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
 
 from engine.config import EngineConfig
-from engine.kv_cache import BlockManager
+from engine.kv_cache import BlockManager, narrower
+from engine.models.config import ModelConfig, read_model_config
 
 BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "fp8_e4m3": 8, "int8": 8, "int4": 4}
 """Bits of one stored key or value."""
@@ -21,26 +21,6 @@ _SCALE_BYTES = 4
 _FLOAT_WEIGHTS = ("F64", "F32", "F16", "BF16")
 """As a safetensors header names them; what has another type is packed already and stays as it is."""
 _MAX_HEADER_BYTES = 100_000_000
-
-
-class KVShape(Protocol):
-    """What the cache of one model depends on."""
-
-    @property
-    def layers(self) -> int: ...
-    @property
-    def kv_heads(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-
-
-class ModelShape(NamedTuple):
-    """The part of config.json that memory depends on. max_positions: trained context in tokens."""
-
-    layers: int
-    kv_heads: int
-    head_dim: int
-    max_positions: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +77,17 @@ def plan_memory(
     """
     dtype = compute_dtype if config.dtype == "auto" else config.dtype
     per_weight = bytes_per_weight if bytes_per_weight is not None else BITS[dtype] / 8
-    shapes = [read_shape(Path(config.model))]
+    shapes = [read_model_config(Path(config.model))]
     draft_bytes = 0
     if config.draft_model is not None:
         draft_bytes = _weight_bytes(Path(config.draft_model), BITS[dtype] / 8)
-        if config.num_speculative_tokens:
-            shapes.append(read_shape(Path(config.draft_model)))
+        if config.uses_draft_model:
+            shapes.append(read_model_config(Path(config.draft_model)))
     pool = plan_pool(config, shapes, dtype)
     longest = config.max_model_len or min(shape.max_positions for shape in shapes)
+    visible = narrower(config.kv_window, config.kv_sink_tokens, shapes[0].window)
     chunk = min(config.prefill_chunk_size or config.max_num_batched_tokens, config.max_num_batched_tokens)
-    blocks = BlockManager(0, config.block_size, config.kv_window, config.kv_sink_tokens)
+    blocks = BlockManager(0, config.block_size, *visible)
     return MemoryPlan(
         _weight_bytes(Path(config.model), per_weight),
         draft_bytes,
@@ -116,7 +97,7 @@ def plan_memory(
     )
 
 
-def plan_pool(config: EngineConfig, shapes: Sequence[KVShape], compute_dtype: str) -> PoolPlan:
+def plan_pool(config: EngineConfig, shapes: Sequence[ModelConfig], compute_dtype: str) -> PoolPlan:
     """The pages that kv_cache_memory_bytes buys. Raises ValueError when it buys none or the shape does not allow it."""
     dtype = compute_dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
     for shape in shapes:
@@ -148,26 +129,6 @@ def available_host_bytes() -> int:
     except (OSError, ValueError):  # no cgroup v2 here, or "max": no limit
         return available
     return min(available, limit - used + int(stat["inactive_file"]))
-
-
-def read_shape(directory: Path) -> ModelShape:
-    """Raises ValueError naming the file and the key that is missing."""
-    path = directory / "config.json"
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        heads = values["num_attention_heads"]
-        return ModelShape(
-            values["num_hidden_layers"],
-            values.get("num_key_value_heads") or heads,
-            values.get("head_dim") or values["hidden_size"] // heads,
-            values["max_position_embeddings"],
-        )
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON: line {error.lineno}: {error.msg}") from None
-    except KeyError as error:
-        raise ValueError(f"{path}: {error.args[0]}: expected, but not there") from None
 
 
 def _weight_bytes(directory: Path, bytes_per_weight: float) -> int:

@@ -99,6 +99,8 @@ class _StatsCollector(Collector):
         yield _counter("spec_decode_num_draft_tokens", "Tokens drafted.", stats.draft_tokens)
         yield _counter("spec_decode_num_accepted_tokens", "Drafted tokens accepted.", stats.accepted_tokens)
         yield _counter("kv_evicted_pages", "KV pages freed because they left the window.", stats.evicted_blocks)
+        yield _counter("prefix_cache_queries", "Tokens looked up in the prefix cache.", stats.prefix_cache_queries)
+        yield _counter("prefix_cache_hits", "Tokens found in the prefix cache.", stats.prefix_cache_hits)
         yield _counter("steps", "Forward passes.", stats.steps)
 
 

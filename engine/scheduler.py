@@ -163,7 +163,7 @@ class Scheduler:
         if self.num_running:  # with nothing to grow, a request of the whole pool must get in
             room -= math.ceil(self.config.watermark * self.blocks.num_blocks)
         for sequence in self.policy.first(1 + self.config.max_skip_ahead):
-            if self._peak(sequence) <= room:
+            if self._peak(sequence) - self.blocks.num_shared(sequence) <= room:
                 return sequence
             if sequence.num_overtaken >= self.config.max_skip_ahead:
                 return None
@@ -175,6 +175,7 @@ class Scheduler:
         self.policy.remove(sequence)
         sequence.status = SequenceStatus.RUNNING
         self.prefills.append(sequence)
+        self.blocks.adopt(sequence)
         if not sequence.was_admitted:
             sequence.was_admitted = True
             self.newcomers.append(sequence)

@@ -97,6 +97,8 @@ class Sequence:
     num_draft_computed: the same for the draft model's cache.
     block_table: page of each block of positions; None where the page was evicted or never held.
     ngrams: of the leading tokens, for speculative_method ngram.
+    block_hashes: names of its leading full blocks, as far as they were asked for. num_published: leading blocks of the
+    table that the prefix cache knows or was offered.
     """
 
     request_id: str
@@ -114,6 +116,8 @@ class Sequence:
     num_computed: int = 0
     num_draft_computed: int = 0
     ngrams: NgramIndex | None = None
+    block_hashes: list[bytes] = field(default_factory=list)
+    num_published: int = 0
     num_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -152,7 +156,7 @@ class SequenceOutput(msgspec.Struct, frozen=True, gc=False):
 
 
 class EngineStats(msgspec.Struct, frozen=True):
-    """Counters since start (num_* totals) and gauges of this moment."""
+    """Counters since start (num_* totals) and gauges of this moment. prefix_cache_*: tokens."""
 
     running: int = 0
     waiting: int = 0
@@ -163,6 +167,8 @@ class EngineStats(msgspec.Struct, frozen=True):
     generation_tokens: int = 0
     preemptions: int = 0
     evicted_blocks: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
     drafts: int = 0
     draft_tokens: int = 0
     accepted_tokens: int = 0

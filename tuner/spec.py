@@ -98,7 +98,9 @@ class BudgetSpec(_Section):
     startup_trials: int = Field(
         8, ge=1, description="Trials before the sampler models anything: random, every other near the baseline."
     )
-    finalists: int = Field(2, ge=0, description="Candidates measured again, also on the held-out window; when none holds, the next are.")
+    finalists: int = Field(
+        2, ge=0, description="Candidates measured again, also on the held-out window; when none holds, the next are."
+    )
 
 
 class StudySpec(_Section):

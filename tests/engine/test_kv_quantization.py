@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_llama
+from tiny_models import write_model
 from torch import Tensor
 
 from engine.config import EngineConfig
@@ -94,7 +94,7 @@ def test_rotation_spreads_outlier_channels(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_int4_needs_a_head_size_that_is_a_power_of_two(tmp_path: Path) -> None:
-    model = write_llama(tmp_path, seed=1, hidden=96)
+    model = write_model(tmp_path, hidden=96)
     with pytest.raises(ValueError, match="^kv_cache_dtype: int4 needs a head_dim that is a power of two, given 24$"):
         load_engine(EngineConfig(model=str(model), kv_cache_dtype="int4"))
     load_engine(EngineConfig(model=str(model), kv_cache_dtype="int8"))

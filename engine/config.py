@@ -131,6 +131,30 @@ class EngineConfig(BaseModel):
         2, "hot", "tokens", "Shortest n-gram that ngram looks for; at most prompt_lookup_max.", ge=1, le=32
     )
     prompt_lookup_max: int = _knob(4, "hot", "tokens", "Longest n-gram that ngram looks for; tried first.", ge=1, le=32)
+    speculation_adaptive: bool = _knob(
+        False,
+        "hot",
+        "switch",
+        "Choose from 0 to num_speculative_tokens in each step what measured acceptance and step times say is fastest; "
+        "else always num_speculative_tokens.",
+    )
+    speculation_min_acceptance: float = _knob(
+        0.0,
+        "hot",
+        "share",
+        "Of its guesses a depth must be expected to keep this share, or speculation_adaptive does not use it.",
+        ge=0,
+        le=1,
+    )
+    synthetic_acceptance: float | None = _knob(
+        None,
+        "hot",
+        "probability",
+        "For measuring speed only: each guess stands with this probability whatever the model says, so the text is not "
+        "the model's. None: real verification.",
+        ge=0,
+        le=1,
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> EngineConfig:

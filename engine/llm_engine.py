@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from typing import Protocol
 
@@ -11,6 +14,9 @@ from engine.config import EngineConfig, knobs
 from engine.kv_cache import BlockManager, narrower
 from engine.scheduler import ScheduledSequence, Scheduler
 from engine.sequence import EngineStats, FinishReason, SamplingParams, Sequence, SequenceOutput
+from engine.speculative.meter import SpeculationMeter
+
+log = logging.getLogger("servetune.engine")
 
 
 class RowResult(msgspec.Struct, frozen=True, gc=False):
@@ -49,21 +55,27 @@ class LLMEngine:
     begun: ids of the requests that left the queue for the first time in the last step.
     """
 
-    def __init__(self, config: EngineConfig, runner: Runner) -> None:
+    def __init__(self, config: EngineConfig, runner: Runner, clock: Callable[[], float] = time.perf_counter) -> None:
+        """clock: seconds, to time steps."""
         self.config = config
+        self._clock = clock
+        self._speculation = SpeculationMeter(config)
         self.max_model_len = runner.max_model_len
         self._runner = runner
         self._sequences: dict[str, Sequence] = {}
         self._arrivals = 0
         self.begun: list[str] = []
-        self._totals = dict.fromkeys(
-            ("steps", "prompt_tokens", "generation_tokens", "drafts", "draft_tokens", "accepted_tokens"), 0
-        )
+        self._totals = dict.fromkeys(("steps", "prompt_tokens", "generation_tokens"), 0)
         self._retired = EngineStats()
         self._build()
 
     def _build(self) -> None:
         config = self.config
+        if config.synthetic_acceptance is not None:
+            log.warning(
+                "synthetic_acceptance %g: guesses stand by chance, so the text is not the model's; measure speed only",
+                config.synthetic_acceptance,
+            )
         visible = narrower(config.kv_window, config.kv_sink_tokens, self._runner.model_window)
         self._blocks = BlockManager(self._runner.num_blocks, config.block_size, *visible, _prefix_salt(config))
         self._scheduler = Scheduler(config, self._blocks, self.max_model_len)
@@ -94,13 +106,18 @@ class LLMEngine:
 
     def step(self) -> list[SequenceOutput]:
         """One forward pass over the scheduled batch; the new tokens of each request that got some."""
+        self._scheduler.depth = self._speculation.choose_depth(len(self._scheduler.decodes))
         step = self._scheduler.schedule()
         self.begun = [sequence.request_id for sequence in self._scheduler.newcomers]
         if not step:
             return []
         self._totals["steps"] += 1
+        started = self._clock()
+        results = self._runner.execute(step)
+        seconds = self._clock() - started
+        self._speculation.observe(step, [r.num_drafted for r in results], [len(r.tokens) - 1 for r in results], seconds)
         outputs = []
-        for item, result in zip(step, self._runner.execute(step), strict=True):
+        for item, result in zip(step, results, strict=True):
             if (output := self._advance(item, result)) is not None:
                 outputs.append(output)
         return outputs
@@ -108,7 +125,8 @@ class LLMEngine:
     def _advance(self, item: ScheduledSequence, result: RowResult) -> SequenceOutput | None:
         sequence = item.sequence
         accepted = max(len(result.tokens) - 1, 0)
-        self._count(item, result, accepted)
+        prompt_end = len(sequence.prompt)
+        self._totals["prompt_tokens"] += max(min(item.start + item.num_tokens, prompt_end) - item.start, 0)
         sequence.num_computed = item.start + item.num_tokens + accepted
         sequence.num_draft_computed = result.num_draft_computed
         if not result.tokens:
@@ -124,14 +142,6 @@ class LLMEngine:
             del self._sequences[sequence.request_id]
         count = len(tokens)
         return SequenceOutput(sequence.request_id, tokens, result.logprobs[:count], result.top_logprobs[:count], reason)
-
-    def _count(self, item: ScheduledSequence, result: RowResult, accepted: int) -> None:
-        prompt_end = len(item.sequence.prompt)
-        self._totals["prompt_tokens"] += max(min(item.start + item.num_tokens, prompt_end) - item.start, 0)
-        if result.num_drafted:
-            self._totals["drafts"] += 1
-            self._totals["draft_tokens"] += result.num_drafted
-            self._totals["accepted_tokens"] += accepted
 
     def _settle(self, sequence: Sequence) -> None:
         """Publish what is whole, then free what no later query sees."""
@@ -153,6 +163,7 @@ class LLMEngine:
             self._runner.reconfigure(config)
         self._retired = self.stats()
         self.config = config
+        self._speculation.configure(config)
         self._build()
 
     def stats(self) -> EngineStats:
@@ -166,6 +177,12 @@ class LLMEngine:
             evicted_blocks=retired.evicted_blocks + blocks.evicted_blocks,
             prefix_cache_queries=retired.prefix_cache_queries + blocks.prefix_cache_queries,
             prefix_cache_hits=retired.prefix_cache_hits + blocks.prefix_cache_hits,
+            drafts=self._speculation.drafts,
+            draft_tokens=self._speculation.draft_tokens,
+            accepted_tokens=self._speculation.accepted_tokens,
+            accepted_tokens_per_pos=tuple(self._speculation.accepted_per_position),
+            spec_depth=self._speculation.depth,
+            spec_fallbacks=self._speculation.fallbacks,
             **self._totals,
         )
 

@@ -98,6 +98,9 @@ class _StatsCollector(Collector):
         yield _counter("spec_decode_num_drafts", "Drafts verified.", stats.drafts)
         yield _counter("spec_decode_num_draft_tokens", "Tokens drafted.", stats.draft_tokens)
         yield _counter("spec_decode_num_accepted_tokens", "Drafted tokens accepted.", stats.accepted_tokens)
+        yield _per_position(stats.accepted_tokens_per_pos)
+        yield _gauge("spec_depth", "Tokens guessed for a sequence in the present step.", stats.spec_depth)
+        yield _counter("spec_fallbacks", "Times that guessing stopped because it did not pay.", stats.spec_fallbacks)
         yield _counter("kv_evicted_pages", "KV pages freed because they left the window.", stats.evicted_blocks)
         yield _counter("prefix_cache_queries", "Tokens looked up in the prefix cache.", stats.prefix_cache_queries)
         yield _counter("prefix_cache_hits", "Tokens found in the prefix cache.", stats.prefix_cache_hits)
@@ -110,3 +113,11 @@ def _gauge(name: str, text: str, value: float) -> Metric:
 
 def _counter(name: str, text: str, value: float) -> Metric:
     return CounterMetricFamily(PREFIX + name, text, value=value)
+
+
+def _per_position(accepted: tuple[int, ...]) -> Metric:
+    name = PREFIX + "spec_decode_num_accepted_tokens_per_pos"
+    family = CounterMetricFamily(name, "Drafted tokens accepted, by position in the draft.", labels=["position"])
+    for position, count in enumerate(accepted):
+        family.add_metric([str(position)], count)
+    return family

@@ -116,7 +116,7 @@ class ModelRunner:
     def _choose(
         self, step: list[ScheduledSequence], proposals: list[Proposal], logits: Tensor, counts: list[int]
     ) -> list[RowResult]:
-        tokens = verify(step, proposals, logits, counts)
+        tokens = verify(step, proposals, logits, counts, self._config.synthetic_acceptance)
         listings = _listings(step, logits, counts, tokens)
         return [self._result(*row) for row in zip(step, proposals, tokens, listings, strict=True)]
 

@@ -14,6 +14,9 @@ from engine.sequence import Sequence, SequenceStatus
 FORCED_ROWS = 8
 """Forced tokens verified per step (/score). Reads go through the stored cache whatever this number is."""
 
+USUAL_DRAFT_LAG = 2
+"""Tokens of a decoding sequence that the draft cache lacks: the newest, and the last guess where all were accepted."""
+
 
 @dataclass(slots=True)
 class ScheduledSequence:
@@ -32,18 +35,25 @@ class ScheduledSequence:
     def rows(self) -> int:
         return self.num_tokens + self.num_drafts
 
+    @property
+    def draft_lag(self) -> int:
+        """Tokens up to the guesses that the draft model's cache lacks."""
+        return self.start + self.num_tokens - self.sequence.num_draft_computed
+
 
 class Scheduler:
     """Holds the waiting and the running sequences; `schedule` builds the next step.
 
     prefills: running, the next step does not reach their last token or did not yet. decodes: running, one token is
-    not in the cache. newcomers: those that the last `schedule` admitted for the first time.
+    not in the cache. newcomers: those that the last `schedule` admitted for the first time. depth: tokens to guess for
+    each decode.
     """
 
     def __init__(self, config: EngineConfig, blocks: BlockManager, max_model_len: int) -> None:
         self.config = config
         self.blocks = blocks
         self.max_model_len = max_model_len
+        self.depth = config.num_speculative_tokens
         self.policy = make_policy(config)
         self.prefills: list[Sequence] = []
         self.decodes: list[Sequence] = []
@@ -120,11 +130,11 @@ class Scheduler:
         self._take(sequence, 1, drafts)
 
     def _num_drafts(self, sequence: Sequence) -> int:
-        """Rows to verify beside the next token: forced ones, or proposals of the draft model."""
+        """Rows to verify beside the next token: forced ones, or guesses."""
         if sequence.params.forced is not None:
             return min(FORCED_ROWS, sequence.num_forced_left) - 1
         left = sequence.params.max_tokens - len(sequence.output)
-        return min(self.config.num_speculative_tokens, left - 1)
+        return min(self.depth, left - 1)
 
     def _schedule_prefills(self) -> None:
         """Chunks in the policy's order; a newcomer that ranks before a running prefill goes before it."""

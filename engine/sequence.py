@@ -156,7 +156,11 @@ class SequenceOutput(msgspec.Struct, frozen=True, gc=False):
 
 
 class EngineStats(msgspec.Struct, frozen=True):
-    """Counters since start (num_* totals) and gauges of this moment. prefix_cache_*: tokens."""
+    """Counters since start (num_* totals) and gauges of this moment. prefix_cache_*: tokens.
+
+    accepted_tokens_per_pos: of guess 1, 2, …; spec_depth: guesses a sequence in the present step; spec_fallbacks: times
+    the controller stopped guessing.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -172,3 +176,6 @@ class EngineStats(msgspec.Struct, frozen=True):
     drafts: int = 0
     draft_tokens: int = 0
     accepted_tokens: int = 0
+    accepted_tokens_per_pos: tuple[int, ...] = ()
+    spec_depth: int = 0
+    spec_fallbacks: int = 0

@@ -115,6 +115,10 @@ def config_of(spec: StudySpec, knobs: Mapping[str, Any]) -> ServingConfig:
 def _space(spec: StudySpec) -> SearchSpace:
     """The search space; without a draft model only ngram, fixed in the settings, has a depth to search."""
     space = load_space(spec.search_space)
+    if "synthetic_acceptance" in {*space.parameters, *spec.engine.settings}:
+        raise ValueError(
+            "synthetic_acceptance: text made with it is not the model's; a study would measure its quality"
+        )
     for name in space.parameters:
         if name in spec.engine.settings:
             raise ValueError(f"engine.settings.{name}: fixed here and varied by the search space; expected one of both")

@@ -13,11 +13,8 @@ from engine.layers.attention import Span, layout
 from engine.layers.penalties import Row, penalise
 from engine.layers.sampler import Stream, draw, probabilities, uniform
 from engine.models.decoder import Decoder
-from engine.scheduler import ScheduledSequence
+from engine.scheduler import USUAL_DRAFT_LAG, ScheduledSequence
 from engine.speculative.proposal import Proposal
-
-USUAL_LAG = 2
-"""Tokens of a decoding sequence that the draft cache lacks: the newest, and the last guess where all were accepted."""
 
 
 class Drafter:
@@ -49,7 +46,7 @@ class Drafter:
         for index, item in enumerate(step):
             if item.num_drafts and item.sequence.params.forced is None:
                 span = self._missing(item, most)
-                most -= len(span.tokens) if len(span.tokens) > USUAL_LAG else 0
+                most -= len(span.tokens) if len(span.tokens) > USUAL_DRAFT_LAG else 0
                 if span.tokens:
                     members.append(index)
                     spans.append(span)
@@ -69,7 +66,7 @@ class Drafter:
         table, size = sequence.block_table, self._block_size
         while table[start // size] is None:
             start = (start // size + 1) * size
-        if end - start > USUAL_LAG:
+        if end - start > USUAL_DRAFT_LAG:
             end = min(end, start + most)
             stop = next((i for i in range(start // size, -(-end // size)) if table[i] is None), len(table))
             end = min(end, stop * size)
@@ -79,7 +76,7 @@ class Drafter:
         """logits: [len(step), vocab], after each sequence's own tokens."""
         pairs = list(zip(step, proposals, strict=True))
         while pairs:
-            _add_guesses(pairs, logits)
+            add_guesses(pairs, logits)
             pairs = [(item, proposal) for item, proposal in pairs if len(proposal.tokens) < item.num_drafts]
             if pairs:
                 logits = self._last_logits(
@@ -97,7 +94,7 @@ def _end(item: ScheduledSequence) -> int:
     return item.start + item.num_tokens
 
 
-def _add_guesses(pairs: list[tuple[ScheduledSequence, Proposal]], logits: Tensor) -> None:
+def add_guesses(pairs: list[tuple[ScheduledSequence, Proposal]], logits: Tensor) -> None:
     """One more token for each proposal, chosen as the target would: the same penalties, temperature and filters."""
     sequences = [item.sequence for item, _ in pairs]
     logits = penalise(logits, [Row(item.sequence, proposal.tokens) for item, proposal in pairs])

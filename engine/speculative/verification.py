@@ -16,11 +16,16 @@ from engine.speculative.proposal import Proposal
 
 
 def verify(
-    step: list[ScheduledSequence], proposals: list[Proposal], logits: Tensor, counts: list[int]
+    step: list[ScheduledSequence],
+    proposals: list[Proposal],
+    logits: Tensor,
+    counts: list[int],
+    synthetic: float | None = None,
 ) -> list[list[int]]:
     """New tokens of each scheduled sequence: the guesses that stand, then one of the target's.
 
     logits: [sum(counts), vocab], counts[i] rows of sequence i, which are one more than its guesses, or none.
+    synthetic: let each guess stand with this probability, whatever the target says (EngineConfig.synthetic_acceptance).
     """
     if any(item.sequence.params.penalised for item in step):
         items = zip(step, proposals, counts, strict=True)
@@ -35,7 +40,12 @@ def verify(
             done = len(item.sequence.output)
             tokens.append(list(params.forced[done : done + count]))
         elif params.greedy or not count:
-            tokens.append(verify_greedy(proposal.tokens, top[first : first + count]))
+            targets = top[first : first + count]
+            if synthetic is None:
+                tokens.append(verify_greedy(proposal.tokens, targets))
+            else:
+                kept = _lucky(item.sequence, proposal, synthetic)
+                tokens.append(proposal.tokens[:kept] + targets[kept : kept + 1])
         else:
             tokens.append([])
             sampled.append(_Sampled(index, item.sequence, proposal, range(first, first + count)))
@@ -43,7 +53,7 @@ def verify(
     if sampled:
         params_of_rows = [s.sequence.params for s in sampled for _ in s.rows]
         probs = probabilities(logits[[row for s in sampled for row in s.rows]], params_of_rows)
-        drawn = verify_sampled([s.sequence for s in sampled], [s.proposal for s in sampled], probs)
+        drawn = verify_sampled([s.sequence for s in sampled], [s.proposal for s in sampled], probs, synthetic)
         for asked, found in zip(sampled, drawn, strict=True):
             tokens[asked.member] = found
     return tokens
@@ -65,10 +75,15 @@ def verify_greedy(drafts: list[int], targets: list[int]) -> list[int]:
     return targets[: accepted + 1]
 
 
-def verify_sampled(sequences: Items[Sequence], proposals: Items[Proposal], target_probs: Tensor) -> list[list[int]]:
+def verify_sampled(
+    sequences: Items[Sequence], proposals: Items[Proposal], target_probs: Tensor, synthetic: float | None = None
+) -> list[list[int]]:
     """Rejection sampling (Leviathan et al. 2023, algorithm 1): the tokens follow the target's distribution whatever the
     draft proposes. target_probs: [rows, vocab], for each sequence one row more than it has guesses."""
-    accepted = _accepted(sequences, proposals, target_probs)
+    if synthetic is None:
+        accepted = _accepted(sequences, proposals, target_probs)
+    else:
+        accepted = [_lucky(s, p, synthetic) for s, p in zip(sequences, proposals, strict=True)]
     last, numbers = [], []
     first = 0
     for sequence, proposal, kept in zip(sequences, proposals, accepted, strict=True):
@@ -76,8 +91,17 @@ def verify_sampled(sequences: Items[Sequence], proposals: Items[Proposal], targe
         stream = Stream.RESIDUAL if kept < len(proposal.tokens) else Stream.SAMPLE
         numbers.append(uniform(sequence.seed, sequence.num_tokens + kept, stream))
         first += len(proposal.tokens) + 1
-    drawn = draw(_residual(target_probs[last], proposals, accepted), numbers)
+    probs = target_probs[last]
+    drawn = draw(_residual(probs, proposals, accepted) if synthetic is None else probs, numbers)
     return [p.tokens[:kept] + [token] for p, kept, token in zip(proposals, accepted, drawn, strict=True)]
+
+
+def _lucky(sequence: Sequence, proposal: Proposal, rate: float) -> int:
+    """How many guesses stand when each does with probability `rate`."""
+    kept = 0
+    while kept < len(proposal.tokens) and uniform(sequence.seed, sequence.num_tokens + kept, Stream.ACCEPT) < rate:
+        kept += 1
+    return kept
 
 
 def _accepted(sequences: Items[Sequence], proposals: Items[Proposal], target_probs: Tensor) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from engine.config import EngineConfig
 from engine.llm_engine import LLMEngine
 from engine.model_runner import load_engine
 from engine.sequence import SamplingParams, SequenceOutput
+from engine.speculative.meter import SpeculationMeter
 
 OUTPUT = 24
 
@@ -72,6 +74,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "speculation, depth 1": {"num_speculative_tokens": 1},
     "speculation, depth 4": {"num_speculative_tokens": 4},
     "speculation with a budget that cuts guesses": {"num_speculative_tokens": 4, "max_num_batched_tokens": 16},
+    "speculation that steers itself": {"num_speculative_tokens": 4, "speculation_adaptive": True},
     "speculation in a small pool": {"num_speculative_tokens": 3, "kv_cache_memory_bytes": 120_000},
 }
 
@@ -197,3 +200,28 @@ def test_a_temperature_near_zero_is_greedy(tiny_llama: Path, expected: list[list
     engine = load_engine(EngineConfig(model=str(tiny_llama)))
     params = SamplingParams(max_tokens=OUTPUT, temperature=1e-50, ignore_eos=True)
     assert run(engine, params, prompts()) == expected
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="as it is"),
+        pytest.param({"prefill_chunk_size": 5}, id="the draft catches up in small pieces"),
+        pytest.param({"kv_cache_memory_bytes": 120_000}, id="preempted"),
+        pytest.param({"kv_window": 13, "kv_sink_tokens": 3, "block_size": 4}, id="what the draft lacks was evicted"),
+        pytest.param({"kv_window": 1, "kv_sink_tokens": 0, "block_size": 2}, id="everything was evicted"),
+        pytest.param({"enable_prefix_caching": True, "block_size": 4}, id="pages are shared"),
+    ],
+)
+def test_tokens_do_not_depend_on_the_depth_of_a_step(
+    settings: dict[str, Any], tiny_llama: Path, tiny_draft: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long stretches without guesses, then some: the draft's cache falls behind and must not matter."""
+    depths = random.Random(3)
+    monkeypatch.setattr(SpeculationMeter, "choose_depth", lambda *_: depths.choice([0, 0, 0, 0, 0, 0, 1, 2, 4, 4]))
+    models = {"model": str(tiny_llama), "draft_model": str(tiny_draft)}
+    plain = load_engine(EngineConfig(**models, **settings))
+    engine = load_engine(EngineConfig(**models, num_speculative_tokens=4, **settings))
+    for _ in range(2):
+        assert run(engine, GREEDY, prompts()) == run(plain, GREEDY, prompts())
+    assert engine.stats().draft_tokens > 0

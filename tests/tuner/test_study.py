@@ -486,6 +486,11 @@ def test_an_expired_lease_of_a_living_process_of_this_machine_holds_unless_its_n
 REFUSED = [
     ("a model that is not there", {"model": "nowhere"}, "model: .*nowhere: expected a checkpoint directory"),
     ("a class without SLO", {"slos": {"docs": {"ttft": 1}}, "tail": {"slo_class": "docs"}}, "has class 'chat'"),
+    (
+        "guesses that stand by chance",
+        {"engine": {"settings": {"synthetic_acceptance": 0.5}}},
+        "synthetic_acceptance: text made with it is not the model's",
+    ),
     ("fixed and varied", {"engine": {"settings": {"max_num_seqs": 4}}}, "engine.settings.max_num_seqs: fixed here"),
     ("a baseline outside", {"engine": {"baseline": {"max_num_seqs": 99}}}, "engine.baseline: max_num_seqs: expected"),
     ("an unknown knob", {"engine": {"baseline": {"max_num_sqs": 9}}}, "did you mean max_num_seqs"),

@@ -218,6 +218,24 @@ def _part_of_speculative_config(config: EngineConfig) -> Mapped:
     return Mapped("exact", "Not used: no speculation.")
 
 
+def _speculation_adaptive(config: EngineConfig) -> Mapped:
+    if not (config.speculation_adaptive and config.num_speculative_tokens):
+        return Mapped("exact", "Off: vLLM guesses as many tokens in every step, too.")
+    return Mapped("none", "vLLM guesses as many tokens in every step, also where that does not pay.")
+
+
+def _speculation_min_acceptance(config: EngineConfig) -> Mapped:
+    if not (config.speculation_adaptive and config.num_speculative_tokens and config.speculation_min_acceptance):
+        return Mapped("exact", "Not used.")
+    return Mapped("none", "vLLM goes on guessing whatever share of its guesses stands.")
+
+
+def _synthetic_acceptance(config: EngineConfig) -> Mapped:
+    if config.synthetic_acceptance is None:
+        return Mapped("exact", "Not set: guesses are verified.")
+    return Mapped("none", "Dropped: a measurement of speed whose text is not the model's.")
+
+
 def _prompt_lookup(config: EngineConfig) -> Mapped:
     if not config.num_speculative_tokens or config.uses_draft_model:
         return Mapped("exact", "Not used: no n-grams are looked up.")
@@ -260,4 +278,7 @@ VLLM: tuple[Row, ...] = (
     Row("speculative_method", "speculative-config", _part_of_speculative_config),
     Row("prompt_lookup_min", "speculative-config", _prompt_lookup),
     Row("prompt_lookup_max", "speculative-config", _prompt_lookup),
+    Row("speculation_adaptive", None, _speculation_adaptive),
+    Row("speculation_min_acceptance", None, _speculation_min_acceptance),
+    Row("synthetic_acceptance", None, _synthetic_acceptance),
 )

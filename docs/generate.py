@@ -34,7 +34,7 @@ def _range(schema: dict[str, Any]) -> str:
     options = [o for o in schema.get("anyOf", [schema]) if o.get("type") != "null"]
     [kind] = options
     if "enum" in kind:
-        return ", ".join(kind["enum"])
+        return ", ".join(map(str, kind["enum"]))
     low, high = kind.get("minimum"), kind.get("maximum")
     if low is None:
         return "-"

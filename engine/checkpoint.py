@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.models.config import read_json
 
+RANDOM_STD = 0.02
+"""As most configs have for initializer_range."""
 INDEX = "model.safetensors.index.json"
 
 
@@ -29,23 +33,44 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
-    def tensor(self, name: str, *shape: int) -> Tensor:
-        """A tensor of any dtype as it is stored, of exactly this shape."""
+    def floating(self, name: str, *shape: int) -> Tensor:
+        """A tensor of float32, bfloat16 or float16, of exactly this shape."""
+        return self._tensor(name, (torch.float32, torch.bfloat16, torch.float16), shape)
+
+    def typed(self, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
+        """A tensor of exactly this dtype and shape."""
+        return self._tensor(name, (dtype,), shape)
+
+    def _tensor(self, name: str, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...]) -> Tensor:
         if name not in self._files:
             raise ValueError(f"{self.directory}: {name}: expected a tensor of shape {list(shape)}, but it is not there")
         path, opened = self._files[name]
         found = opened.get_slice(name).get_shape()
         if list(shape) != found:
             raise ValueError(f"{path}: {name}: expected shape {list(shape)}, found {found}")
-        return opened.get_tensor(name)
+        tensor: Tensor = opened.get_tensor(name)
+        if tensor.dtype not in dtypes:
+            expected = " or ".join(map(_dtype_name, dtypes))
+            raise ValueError(f"{path}: {name}: expected {expected}, found {_dtype_name(tensor.dtype)}")
+        return tensor
+
+
+class RandomTensors:
+    """Stands in for a checkpoint that is not there: matrices by the seed and the tensor's name, norms 1, biases 0."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
 
     def floating(self, name: str, *shape: int) -> Tensor:
-        """A tensor of float32, bfloat16 or float16, of exactly this shape."""
-        tensor = self.tensor(name, *shape)
-        if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            raise ValueError(f"{self._files[name][0]}: {name}: expected float32, bfloat16 or float16, found {dtype}")
-        return tensor
+        """Of any shape, in float32."""
+        if len(shape) == 1:
+            return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+        generator = torch.Generator().manual_seed(self._seed ^ zlib.crc32(name.encode()))
+        return torch.randn(shape, generator=generator) * RANDOM_STD
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _shards(directory: Path) -> list[Path]:

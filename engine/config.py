@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 KVCacheDtype = Literal["auto", "float32", "bfloat16", "float16", "fp8_e4m3", "int8", "int4"]
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
+WeightDtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"]
 ReconfigurationCost = Literal["hot", "cache", "process"]
 
 COSTS: tuple[ReconfigurationCost, ...] = ("hot", "cache", "process")
@@ -45,6 +46,19 @@ class EngineConfig(BaseModel):
     )
     dtype: ComputeDtype = _knob(
         "auto", "process", "dtype", "Weights and activations; auto: bfloat16 on a GPU, float32 on a CPU."
+    )
+    weight_dtype: WeightDtype = _knob(
+        "auto",
+        "process",
+        "dtype",
+        "Stored weights of the linear layers; auto: the compute dtype, or as a quantised checkpoint has them. int8: a "
+        "scale per output channel; int4: a scale and a zero point per group.",
+    )
+    weight_group_size: Literal[32, 64, 128] = _knob(
+        64, "process", "inputs", "Inputs of a linear layer that share a scale with weight_dtype int4."
+    )
+    load_format: Literal["auto", "dummy"] = _knob(
+        "auto", "process", "format", "auto: safetensors; dummy: random weights of the shapes in config.json, by `seed`."
     )
     num_threads: int = _knob(1, "process", "threads", "Intra-op threads of torch on the CPU.", ge=1, le=256)
     seed: int = _knob(0, "hot", "integer", "Seed of requests that bring none.", ge=0, le=2**63 - 1)

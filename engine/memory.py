@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +10,13 @@ from pathlib import Path
 from engine.config import EngineConfig
 from engine.kv_cache import BlockManager, narrower
 from engine.models.config import ModelConfig, read_model_config
+from engine.models.size import weight_bytes
 
 BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "fp8_e4m3": 8, "int8": 8, "int4": 4}
 """Bits of one stored key or value."""
 SCALED = ("fp8_e4m3", "int8", "int4")
 """KV dtypes that keep a float32 scale per token and head."""
 _SCALE_BYTES = 4
-_FLOAT_WEIGHTS = ("F64", "F32", "F16", "BF16")
-"""As a safetensors header names them; what has another type is packed already and stays as it is."""
-_MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,29 +63,27 @@ class MemoryPlan:
             )
 
 
-def plan_memory(
-    config: EngineConfig, compute_dtype: str = "float32", bytes_per_weight: float | None = None
-) -> MemoryPlan:
-    """The plan of `config` from its checkpoints' config.json and safetensors headers alone.
+def plan_memory(config: EngineConfig, compute_dtype: str = "float32") -> MemoryPlan:
+    """The plan of `config` from its checkpoints' config.json alone. compute_dtype: what dtype "auto" becomes.
 
-    compute_dtype: what dtype "auto" becomes on the device. bytes_per_weight: where weights are stored otherwise than in
-    the compute dtype. Raises ValueError for a checkpoint that cannot be read and a pool that holds no page.
+    Raises ValueError for a config.json that cannot be read or served and a pool that holds no page.
     """
     dtype = compute_dtype if config.dtype == "auto" else config.dtype
-    per_weight = bytes_per_weight if bytes_per_weight is not None else BITS[dtype] / 8
+    precision = (dtype, config.weight_dtype, config.weight_group_size)
     shapes = [read_model_config(Path(config.model))]
     draft_bytes = 0
     if config.draft_model is not None:
-        draft_bytes = _weight_bytes(Path(config.draft_model), BITS[dtype] / 8)
+        draft = read_model_config(Path(config.draft_model))
+        draft_bytes = weight_bytes(draft, *precision)
         if config.uses_draft_model:
-            shapes.append(read_model_config(Path(config.draft_model)))
+            shapes.append(draft)
     pool = plan_pool(config, shapes, dtype)
     longest = config.max_model_len or min(shape.max_positions for shape in shapes)
     visible = narrower(config.kv_window, config.kv_sink_tokens, shapes[0].window)
     chunk = min(config.prefill_chunk_size or config.max_num_batched_tokens, config.max_num_batched_tokens)
     blocks = BlockManager(0, config.block_size, *visible)
     return MemoryPlan(
-        _weight_bytes(Path(config.model), per_weight),
+        weight_bytes(shapes[0], *precision),
         draft_bytes,
         pool,
         pool.pages * config.block_size,
@@ -129,27 +123,3 @@ def available_host_bytes() -> int:
     except (OSError, ValueError):  # no cgroup v2 here, or "max": no limit
         return available
     return min(available, limit - used + int(stat["inactive_file"]))
-
-
-def _weight_bytes(directory: Path, bytes_per_weight: float) -> int:
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{directory}: no *.safetensors file")
-    return sum(_file_bytes(file, bytes_per_weight) for file in files)
-
-
-def _file_bytes(path: Path, bytes_per_weight: float) -> int:
-    """Bytes in memory of a safetensors file: 8 bytes of header length, the header as JSON, then the tensors."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            header = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
-        except ValueError:
-            raise ValueError(f"{path}: not a safetensors file") from None
-    total = 0.0
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            begin, end = tensor["data_offsets"]
-            floating = tensor["dtype"] in _FLOAT_WEIGHTS
-            total += math.prod(tensor["shape"]) * bytes_per_weight if floating else end - begin
-    return math.ceil(total)

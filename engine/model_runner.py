@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from engine.layers.sampler import Listing, log_probabilities
 from engine.llm_engine import LLMEngine, RowResult
 from engine.memory import available_host_bytes, plan_pool
 from engine.models.config import ModelConfig, read_model_config
-from engine.models.decoder import Decoder
+from engine.models.size import weight_bytes
 from engine.scheduler import ScheduledSequence
 from engine.speculative.draft_model import Drafter
 from engine.speculative.prompt_lookup import PromptLookup
@@ -44,18 +45,23 @@ class ModelRunner:
         shape, draft_shape = _read_shapes(config)
         self.max_model_len = _max_model_len(config, shape, draft_shape)
         self.model_window = shape.window
-        self._model = self._load(config.model, shape)
+        self._check_weights(config, [s for s in (shape, draft_shape) if s is not None])
+        load = partial(load_model, max_len=self.max_model_len, config=config, device=self._device, dtype=self._dtype)
+        self._model = load(Path(config.model), shape)
         self._draft_model = None
         if config.draft_model is not None and draft_shape is not None:
-            self._draft_model = self._load(config.draft_model, draft_shape)
+            self._draft_model = load(Path(config.draft_model), draft_shape)
         self._config = config
         self._pool_bytes = 0
         self._cache: Cache = []
         self._drafter: Drafter | PromptLookup | None = None
         self._build_cache(config)
 
-    def _load(self, directory: str, shape: ModelConfig) -> Decoder:
-        return load_model(Path(directory), shape, self.max_model_len, self._device, self._dtype)
+    def _check_weights(self, config: EngineConfig, shapes: list[ModelConfig]) -> None:
+        dtype = str(self._dtype).removeprefix("torch.")
+        needed = sum(weight_bytes(s, dtype, config.weight_dtype, config.weight_group_size) for s in shapes)
+        if needed > (available := self._available_bytes()):
+            raise ValueError(f"model: the weights need {needed} bytes, there are {available}; see weight_dtype")
 
     def reconfigure(self, config: EngineConfig) -> None:
         """Rebuild the page pool when a setting of cost "cache" changed; weights stay loaded.

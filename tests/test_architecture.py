@@ -89,6 +89,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "engine.model_runner",
         "engine.speculative",
         "engine.checkpoint",
+        "engine.packed_weights",
         "engine.weights",
         "engine.models",
         "engine.layers",

@@ -8,15 +8,60 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.layers.quantization import QuantizedWeight
+
+Weight = Tensor | QuantizedWeight
+"""[out, in]: dense, in the compute dtype or a narrower one, or quantised."""
+
 
 class Linear:
-    """Projections side by side: the output is theirs, concatenated. weights: [out, in] each; bias: [sum of out]."""
+    """Projections side by side: the output is theirs, concatenated. bias: [sum of out]."""
 
-    def __init__(self, weights: Sequence[Tensor], bias: Tensor | None) -> None:
+    def __init__(self, weights: Sequence[Weight], bias: Tensor | None) -> None:
         # One product instead of three (and two): at small batches a step is bound by the number of operations.
-        self.weight = weights[0] if len(weights) == 1 else torch.cat(list(weights))
+        self.weights = _fused(weights)
         self.bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, sum of out]."""
-        return F.linear(x, self.weight, self.bias)
+        first = self.weights[0]
+        if len(self.weights) == 1 and isinstance(first, Tensor):
+            return F.linear(x, first if first.dtype == x.dtype else first.to(x.dtype), self.bias)
+        parts = [_product(x, weight) for weight in self.weights]
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        return y if self.bias is None else y + self.bias
+
+    def tensors(self) -> list[Tensor]:
+        """All that is kept in memory."""
+        weights = [t for w in self.weights for t in ([w] if isinstance(w, Tensor) else w.tensors())]
+        return weights if self.bias is None else [*weights, self.bias]
+
+
+def _product(x: Tensor, weight: Weight) -> Tensor:
+    return F.linear(x, weight.to(x.dtype)) if isinstance(weight, Tensor) else weight.product(x)
+
+
+def _fused(weights: Sequence[Weight]) -> list[Weight]:
+    runs: list[list[Weight]] = []
+    for weight in weights:
+        if runs and _alike(runs[-1][-1], weight):
+            runs[-1].append(weight)
+        else:
+            runs.append([weight])
+    return [run[0] if len(run) == 1 else _stacked(run) for run in runs]
+
+
+def _alike(one: Weight, other: Weight) -> bool:
+    if isinstance(one, QuantizedWeight) and isinstance(other, QuantizedWeight):
+        return one.fuses_with(other)
+    return isinstance(one, Tensor) and isinstance(other, Tensor)
+
+
+def _stacked(run: list[Weight]) -> Weight:
+    dense = [w for w in run if isinstance(w, Tensor)]
+    if dense:
+        return torch.cat(dense)
+    packed = [w for w in run if isinstance(w, QuantizedWeight)]
+    codes, scales = torch.cat([w.codes for w in packed]), torch.cat([w.scales for w in packed])
+    zeros = [w.zeros for w in packed if w.zeros is not None]
+    return QuantizedWeight(packed[0].bits, codes, scales, torch.cat(zeros) if zeros else None, packed[0].order)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from engine.models.quantization import Quantization, parse_quantization
+
 Biases = Literal["never", "qkv", "attention_bias"]
 Windows = Literal["never", "sliding_window", "use_sliding_window"]
 
@@ -61,7 +63,8 @@ class Rope:
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """Shapes. intermediate: SwiGLU width; max_positions: trained context in tokens; window: tokens that any query
-    sees, itself included, or None. Biases of q, k and v, of o, and of the three MLP projections."""
+    sees, itself included, or None. Biases of q, k and v, of o, and of the three MLP projections. quantization: how the
+    checkpoint packs its linear layers, None where it does not."""
 
     vocab_size: int
     hidden: int
@@ -79,6 +82,7 @@ class ModelConfig:
     mlp_bias: bool
     qk_norm: bool
     window: int | None
+    quantization: Quantization | None = None
 
     @staticmethod
     def from_json(values: Mapping[str, Any], source: str) -> ModelConfig:
@@ -110,6 +114,7 @@ class ModelConfig:
             mlp_bias=bool(values.get("mlp_bias", False)),
             qk_norm=family.qk_norm,
             window=_window(keys, family, layers),
+            quantization=_quantization(keys),
         )
 
 
@@ -223,3 +228,10 @@ def _window(keys: _Keys, family: Family, layers: int) -> int | None:
         found = ", ".join(sorted(map(str, kinds)))
         raise keys.error("layer_types", f"expected one kind for all layers, found {found} (see max_window_layers)")
     return keys.positive("sliding_window", DEFAULT_WINDOW)
+
+
+def _quantization(keys: _Keys) -> Quantization | None:
+    if not keys.values.get("quantization_config"):
+        return None
+    section = keys.inside("quantization_config")
+    return parse_quantization(section.values, section.source)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import edit_config
 from transformers import LlamaForCausalLM
 
 from engine.config import EngineConfig
@@ -38,15 +38,15 @@ def test_the_engine_takes_the_pages_that_were_planned(
     assert plan.pool.page_bytes == 16 * 2 * 2 * 2 * (16 * bits // 8 + scale) + draft
 
 
-def test_weights_are_counted_from_the_headers(tiny_llama: Path, tiny_draft: Path) -> None:
+def test_weights_are_counted(tiny_llama: Path, tiny_draft: Path) -> None:
     target, draft = (
         sum(p.numel() for p in LlamaForCausalLM.from_pretrained(path).parameters()) for path in (tiny_llama, tiny_draft)
     )
     config = EngineConfig(model=str(tiny_llama), draft_model=str(tiny_draft))
     plan = plan_memory(config)
     assert (plan.weight_bytes, plan.draft_weight_bytes) == (4 * target, 4 * draft)
-    half = plan_memory(config.updated({"dtype": "bfloat16"}), bytes_per_weight=0.5)
-    assert (half.weight_bytes, half.draft_weight_bytes) == (target // 2, 2 * draft)
+    half = plan_memory(config.updated({"dtype": "bfloat16"}))
+    assert (half.weight_bytes, half.draft_weight_bytes) == (2 * target, 2 * draft)
     plan.check(plan.total_bytes)
     with pytest.raises(ValueError, match=rf"^memory: needs {plan.total_bytes} bytes .* there are 1000$"):
         plan.check(1000)
@@ -81,6 +81,14 @@ def test_more_memory_than_there_is_gets_one_line(tiny_llama: Path) -> None:
     assert engine.stats().generation_tokens == 3
 
 
+def test_weights_that_do_not_fit_get_one_line_before_any_is_made(tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((tiny_llama / "config.json").read_text())
+    edit_config(tmp_path, vocab_size=10**12)
+    config = EngineConfig(model=str(tmp_path), load_format="dummy")
+    with pytest.raises(ValueError, match=r"^model: the weights need \d+ bytes, there are \d+; see weight_dtype$"):
+        load_engine(config)
+
+
 def test_available_memory_is_of_this_machine() -> None:
     total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
     assert 0 < available_host_bytes() <= total
@@ -92,17 +100,12 @@ def test_available_memory_is_of_this_machine() -> None:
         pytest.param("config.json", None, "config.json: cannot be read", id="no config"),
         pytest.param("config.json", b"{", "config.json: not JSON: line 1", id="config is not JSON"),
         pytest.param("config.json", b"{}", "config.json: model_type: expected", id="config lacks a key"),
-        pytest.param("model.safetensors", None, "no *.safetensors file", id="no weights"),
-        pytest.param("model.safetensors", b"\x08", "model.safetensors: not a safetensors file", id="cut weights"),
-        pytest.param("model.safetensors", b"\xff" * 64, "model.safetensors: not a safetensors file", id="not weights"),
     ],
 )
 def test_checkpoints_that_cannot_be_planned(
     file: str, content: bytes | None, message: str, tiny_llama: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_text((tiny_llama / "config.json").read_text())
-    header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
-    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     plan_memory(EngineConfig(model=str(tmp_path)))
     (tmp_path / file).unlink()
     if content is not None:

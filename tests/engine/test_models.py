@@ -7,18 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import edit_config, random_ids, write_model
+from tiny_models import OUTPUT, PROMPT, edit_config, greedy, transformers_greedy, write_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from engine.config import EngineConfig
-from engine.llm_engine import LLMEngine
 from engine.model_runner import load_engine
 from engine.models.config import ModelConfig, read_model_config
-from engine.models.decoder import Decoder
-from engine.sequence import SamplingParams, SequenceOutput
 
-OUTPUT = 30
-PROMPT = random_ids(90)
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 10_000.0,
@@ -48,39 +43,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3 with biases": ("qwen3", {"head_dim": 16, "attention_bias": True}),
     "Qwen3 with a window in all layers": ("qwen3", {**SLIDING, "head_dim": 16}),
 }
-
-
-def steps(engine: LLMEngine, prompt: list[int], params: SamplingParams) -> list[SequenceOutput]:
-    engine.add("a", prompt, params)
-    outputs = []
-    while engine.has_work():
-        outputs += engine.step()
-    return outputs
-
-
-def greedy(engine: LLMEngine, prompt: list[int] = PROMPT) -> list[int]:
-    return [t for o in steps(engine, prompt, SamplingParams(max_tokens=OUTPUT, ignore_eos=True)) for t in o.tokens]
-
-
-def transformers_greedy(model: PreTrainedModel, prompt: list[int] = PROMPT) -> list[int]:
-    out = model.generate(
-        torch.tensor([prompt]), max_new_tokens=OUTPUT, do_sample=False, eos_token_id=None, pad_token_id=0
-    )
-    return out[0, len(prompt) :].tolist()
-
-
-@pytest.fixture
-def seen_logits(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """Every logits tensor [rows, vocab] that a decoder computes, in order."""
-    seen: list[torch.Tensor] = []
-    compute = Decoder.logits
-
-    def record(self: Decoder, hidden: torch.Tensor) -> torch.Tensor:
-        seen.append(compute(self, hidden))
-        return seen[-1]
-
-    monkeypatch.setattr(Decoder, "logits", record)
-    return seen
 
 
 @pytest.mark.parametrize(("family", "keys"), MODELS.values(), ids=MODELS.keys())

@@ -74,11 +74,11 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a tensor of a wrong dtype": (
         edit_tensors(lambda t: t.update({UP: torch.zeros(128, 64, dtype=torch.int32)})),
-        f"model.safetensors: {UP}: expected float32, bfloat16 or float16, found int32",
+        f"model.safetensors: {UP}: expected float32 or bfloat16 or float16, found int32",
     ),
     "a tensor in float8": (
         edit_tensors(lambda t: t.update({UP: torch.zeros(128, 64).to(torch.float8_e4m3fn)})),
-        f"{UP}: expected float32, bfloat16 or float16, found float8_e4m3fn",
+        f"{UP}: expected float32 or bfloat16 or float16, found float8_e4m3fn",
     ),
     "an absent shard": (
         lambda d: shard(d, missing=True),

@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from engine.llm_engine import LLMEngine
+from engine.sequence import SamplingParams
 
 VOCAB = 384
 SPECIAL = ["<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>"]
@@ -73,3 +76,23 @@ def edit_config(directory: Path, **changes: Any) -> None:
 
 def random_ids(length: int, seed: int = 7) -> list[int]:
     return torch.randint(4, VOCAB, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+OUTPUT = 30
+PROMPT = random_ids(90)
+
+
+def greedy(engine: LLMEngine, prompt: list[int] = PROMPT) -> list[int]:
+    """OUTPUT greedy tokens through the engine's front door."""
+    engine.add("a", prompt, SamplingParams(max_tokens=OUTPUT, ignore_eos=True))
+    tokens: list[int] = []
+    while engine.has_work():
+        tokens += [t for output in engine.step() for t in output.tokens]
+    return tokens
+
+
+def transformers_greedy(model: PreTrainedModel, prompt: list[int] = PROMPT) -> list[int]:
+    out = model.generate(
+        torch.tensor([prompt]), max_new_tokens=OUTPUT, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    return out[0, len(prompt) :].tolist()

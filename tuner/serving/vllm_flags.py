@@ -64,6 +64,16 @@ def _dtype(config: EngineConfig) -> Mapped:
     return Mapped("approximate", "Our auto follows the device; vLLM's auto follows the checkpoint.", "auto")
 
 
+def _weight_dtype(config: EngineConfig) -> Mapped:
+    stored = config.weight_dtype
+    if stored in ("auto", config.dtype):
+        return Mapped("exact", "The checkpoint's linear layers as they are, or in the compute dtype.")
+    note = (
+        f"Measured with {stored} made at load. vLLM makes none of a dense checkpoint: quantise it with llm-compressor"
+    )
+    return Mapped("none", f"{note} (W8A16, W4A16) and serve that; without it the weights take more memory.")
+
+
 def _max_model_len(config: EngineConfig) -> Mapped:
     if config.max_model_len is not None:
         return Mapped("exact", "Prompt plus output.", config.max_model_len)
@@ -248,6 +258,9 @@ VLLM: tuple[Row, ...] = (
     Row("draft_model", "speculative-config", _draft_model),
     Row("device", None, _none("vLLM is built for one platform and uses that.")),
     Row("dtype", "dtype", _dtype),
+    Row("weight_dtype", None, _weight_dtype),
+    Row("weight_group_size", None, _none("Belongs to weight_dtype int4, which vLLM does not make at load.")),
+    Row("load_format", "load-format", _same("load_format", "The same words on both sides.")),
     Row("num_threads", None, _none("On vLLM's CPU build set the environment variable VLLM_CPU_OMP_THREADS_BIND.")),
     Row("seed", "seed", _seed),
     Row("max_model_len", "max-model-len", _max_model_len),

@@ -40,8 +40,8 @@ class SpeculationMeter:
         return self.depth
 
     def observe(self, step: list[ScheduledSequence], guessed: list[int], accepted: list[int], seconds: float) -> None:
-        """After a step and before its results reach the sequences. guessed, accepted: tokens of each one scheduled (what
-        is forced counts nowhere). seconds: what the step took."""
+        """After a step and before its results reach the sequences. guessed, accepted: tokens of each one
+        scheduled (what is forced counts nowhere). seconds: what the step took."""
         outcomes = []
         for item, drafted, stood in zip(step, guessed, accepted, strict=True):
             if item.sequence.params.forced is not None or not item.num_drafts:

@@ -65,9 +65,10 @@ def test_vllm_file_is_yaml_of_long_flags(tmp_path: Path) -> None:
     """The flags are vLLM's own (docs v0.32.0), written out here and not taken from the table under test."""
     flags, _ = _vllm(tmp_path, _config(tmp_path / "m", prefill_chunk_size=64, num_speculative_tokens=3))
     assert flags.keys() == {
-        "served-model-name", "model", "dtype", "seed", "max-model-len", "max-num-seqs", "max-num-batched-tokens",
-        "long-prefill-token-threshold", "scheduling-policy", "watermark", "block-size", "kv-cache-dtype",
-        "kv-cache-memory-bytes", "speculative-config", "enable-chunked-prefill", "no-enable-prefix-caching",
+        "served-model-name", "model", "load-format", "dtype", "seed", "max-model-len", "max-num-seqs",
+        "max-num-batched-tokens", "long-prefill-token-threshold", "scheduling-policy", "watermark", "block-size",
+        "kv-cache-dtype", "kv-cache-memory-bytes", "speculative-config", "enable-chunked-prefill",
+        "no-enable-prefix-caching",
     }  # fmt: skip
     assert flags["max-model-len"] == 2048
     assert json.loads(flags["speculative-config"]) == {

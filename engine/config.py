@@ -125,6 +125,13 @@ class EngineConfig(BaseModel):
         ge=1,
     )
     kv_sink_tokens: int = _knob(4, "cache", "tokens", "First tokens that stay visible when kv_window is set.", ge=0)
+    kv_heavy_tokens: int = _knob(
+        0,
+        "cache",
+        "tokens",
+        "Tokens older than kv_window that stay, in the whole pages that drew the most attention; 0: none.",
+        ge=0,
+    )
     enable_prefix_caching: bool = _knob(
         False,
         "cache",
@@ -185,6 +192,22 @@ class EngineConfig(BaseModel):
                 f"max_num_batched_tokens: {self.max_num_batched_tokens} is below max_num_seqs {self.max_num_seqs}; "
                 "a step must hold one token of each running sequence"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _heavy_hitters(self) -> EngineConfig:
+        if not self.kv_heavy_tokens:
+            return self
+        if self.kv_window is None:
+            raise ValueError("kv_heavy_tokens: needs kv_window, which is not set; without it nothing is evicted")
+        if self.kv_heavy_tokens < self.block_size:
+            raise ValueError(
+                f"kv_heavy_tokens: {self.kv_heavy_tokens} is less than a page of {self.block_size} tokens (block_size)"
+            )
+        # What is evicted would depend on guesses, or on attention that a hit skips: other tokens than without them.
+        for name in ("num_speculative_tokens", "enable_prefix_caching"):
+            if getattr(self, name):
+                raise ValueError(f"kv_heavy_tokens: cannot be combined with {name}; set one of them to 0")
         return self
 
     @property

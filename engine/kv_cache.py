@@ -4,9 +4,15 @@ Visibility rule of the cache (kv_window = W, kv_sink_tokens = S): the query at p
 k <= p with k < S or k > p - W. The rule is exact per token; a page is freed when no later query can see any of it,
 so results do not depend on page or chunk boundaries. A model with a sliding window W of its own has that rule without
 sinks; of two windows the smaller one rules.
+
+With kv_heavy_tokens the query sees all that is held: the sinks, the pages that the window touches, and of the older
+pages those with the largest attention mass so far (H2O, Zhang et al. 2023), by whole pages after each step.
 """
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
 
 from engine.block_pool import BlockPool, block_hash
 from engine.sequence import Sequence
@@ -16,7 +22,8 @@ class BlockManager:
     """Pages of `block_size` tokens shared by all sequences.
 
     num_blocks: pages in the pool. window: kv_window in tokens or None. sink_tokens: kv_sink_tokens.
-    salt: all that the contents of a page depend on besides its tokens; None: no prefix caching.
+    salt: all that the contents of a page depend on besides its tokens; None: no prefix caching. heavy_tokens:
+    kv_heavy_tokens.
     """
 
     def __init__(
@@ -26,12 +33,14 @@ class BlockManager:
         window: int | None = None,
         sink_tokens: int = 0,
         salt: bytes | None = None,
+        heavy_tokens: int = 0,
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.window = window
         self.sink_tokens = sink_tokens
         self.salt = salt
+        self.heavy_blocks = heavy_tokens // block_size
         self.evicted_blocks = 0
         self.prefix_cache_queries = 0
         self.prefix_cache_hits = 0
@@ -53,7 +62,7 @@ class BlockManager:
             return whole
         # From the first key that the step's first query sees to its last token, in the worst alignment.
         kept = self.blocks_to_hold(self.sink_tokens) + self.blocks_to_hold(self.window + step_tokens - 2) + 1
-        return min(whole, kept)
+        return min(whole, kept + self.heavy_blocks)
 
     def missing_blocks(self, sequence: Sequence, num_tokens: int) -> int:
         """Pages that must be taken so that `sequence` covers positions [0, num_tokens)."""
@@ -118,22 +127,34 @@ class BlockManager:
             hashes.append(block_hash(hashes[-1] if hashes else self.salt, tokens))
         return hashes[index]
 
+    def weigh(self, sequence: Sequence, masses: Iterable[float]) -> None:
+        """Add the attention that a step paid to each page that `sequence` holds, in the order of the table."""
+        held = (index for index, page in enumerate(sequence.block_table) if page is not None)
+        for index, mass in zip(held, masses, strict=False):
+            sequence.page_masses[index] = sequence.page_masses.get(index, 0.0) + mass
+
     def evict(self, sequence: Sequence, next_position: int) -> int:
-        """Free the pages that no query at `next_position` or later can see. Returns their number."""
+        """Free the pages that no query at `next_position` or later is to see. Returns their number."""
         if self.window is None:
             return 0
         first = self.blocks_to_hold(self.sink_tokens)
-        end = max(next_position - self.window + 1, 0) // self.block_size
-        freed = 0
-        for index in range(min(end, len(sequence.block_table)) - 1, first - 1, -1):
-            page = sequence.block_table[index]
-            if page is None:
-                break
+        end = min(max(next_position - self.window + 1, 0) // self.block_size, len(sequence.block_table))
+        table = sequence.block_table
+        if self.heavy_blocks:
+            old = [index for index in range(first, end) if table[index] is not None]
+            old.sort(key=lambda index: (sequence.page_masses.get(index, 0.0), index), reverse=True)
+            leaving = old[self.heavy_blocks :]
+        else:
+            # Only the end of the range can hold pages: the rest went before.
+            leaving = list(itertools.takewhile(lambda index: table[index] is not None, range(end - 1, first - 1, -1)))
+        for index in leaving:
+            page = table[index]
+            assert page is not None
             self._pool.release(page)
-            sequence.block_table[index] = None
-            freed += 1
-        self.evicted_blocks += freed
-        return freed
+            table[index] = None
+            sequence.page_masses.pop(index, None)
+        self.evicted_blocks += len(leaving)
+        return len(leaving)
 
     def free(self, sequence: Sequence) -> None:
         """Give back every page of `sequence`, the last ones first: they are the first to be taken again."""
@@ -141,6 +162,7 @@ class BlockManager:
             if page is not None:
                 self._pool.release(page)
         sequence.block_table.clear()
+        sequence.page_masses.clear()
         sequence.num_published = 0
 
 

@@ -24,7 +24,7 @@ class RowResult(msgspec.Struct, frozen=True, gc=False):
 
     tokens: accepted drafts and then one more token; empty when the row does not sample. logprobs, top_logprobs: see
     SequenceOutput. num_drafted: proposals that were verified. num_draft_computed: positions now in the draft model's
-    cache.
+    cache. page_masses: see BlockManager.weigh; empty without kv_heavy_tokens.
     """
 
     tokens: tuple[int, ...] = ()
@@ -32,6 +32,7 @@ class RowResult(msgspec.Struct, frozen=True, gc=False):
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
     num_drafted: int = 0
     num_draft_computed: int = 0
+    page_masses: tuple[float, ...] = ()
 
 
 class Runner(Protocol):
@@ -77,7 +78,9 @@ class LLMEngine:
                 config.synthetic_acceptance,
             )
         visible = narrower(config.kv_window, config.kv_sink_tokens, self._runner.model_window)
-        self._blocks = BlockManager(self._runner.num_blocks, config.block_size, *visible, _prefix_salt(config))
+        self._blocks = BlockManager(
+            self._runner.num_blocks, config.block_size, *visible, _prefix_salt(config), config.kv_heavy_tokens
+        )
         self._scheduler = Scheduler(config, self._blocks, self.max_model_len)
 
     def add(
@@ -130,26 +133,27 @@ class LLMEngine:
         sequence.num_computed = item.start + item.num_tokens + accepted
         sequence.num_draft_computed = result.num_draft_computed
         if not result.tokens:
-            self._settle(sequence)
+            self._settle(sequence, result.page_masses)
             return None
         tokens, reason = _until_finish(sequence, result.tokens)
         sequence.append(tokens)
         self._scheduler.policy.served(sequence, len(tokens))
         self._totals["generation_tokens"] += len(tokens)
-        self._settle(sequence)
+        self._settle(sequence, result.page_masses)
         if reason is not None:
             self._scheduler.remove(sequence)
             del self._sequences[sequence.request_id]
         count = len(tokens)
         return SequenceOutput(sequence.request_id, tokens, result.logprobs[:count], result.top_logprobs[:count], reason)
 
-    def _settle(self, sequence: Sequence) -> None:
+    def _settle(self, sequence: Sequence, page_masses: tuple[float, ...]) -> None:
         """Publish what is whole, then free what no later query sees."""
         whole = min(sequence.num_computed, sequence.num_tokens)
         if self.config.uses_draft_model:
             # A page serves both models, and the draft model comes after the target, if at all.
             whole = min(whole, sequence.num_draft_computed)
         self._blocks.publish(sequence, whole)
+        self._blocks.weigh(sequence, page_masses)
         self._blocks.evict(sequence, sequence.num_computed)
 
     def reconfigure(self, config: EngineConfig) -> None:

@@ -81,7 +81,7 @@ def plan_memory(config: EngineConfig, compute_dtype: str = "float32") -> MemoryP
     longest = config.max_model_len or min(shape.max_positions for shape in shapes)
     visible = narrower(config.kv_window, config.kv_sink_tokens, shapes[0].window)
     chunk = min(config.prefill_chunk_size or config.max_num_batched_tokens, config.max_num_batched_tokens)
-    blocks = BlockManager(0, config.block_size, *visible)
+    blocks = BlockManager(0, config.block_size, *visible, heavy_tokens=config.kv_heavy_tokens)
     return MemoryPlan(
         weight_bytes(shapes[0], *precision),
         draft_bytes,

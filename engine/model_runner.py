@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -73,6 +74,10 @@ class ModelRunner:
         self._config = config
 
     def _build_cache(self, config: EngineConfig) -> None:
+        if config.kv_heavy_tokens and self.model_window is not None:
+            raise ValueError(
+                f"kv_heavy_tokens: the model's own window of {self.model_window} tokens keeps no older ones"
+            )
         shapes = [self._model.config]
         if config.uses_draft_model:
             assert self._draft_model is not None, "EngineConfig admits this method only with a draft model"
@@ -113,11 +118,17 @@ class ModelRunner:
             for i, p in zip(step, proposals, strict=True)
         ]
         config = self._config
-        batch = layout(spans, config.block_size, *self._visible(config), self._device)
+        weigh = config.kv_heavy_tokens > 0  # and then a query sees all that is held
+        visible = (None, 0) if weigh else self._visible(config)
+        batch = layout(spans, config.block_size, *visible, self._device, weigh)
         hidden = self._model.forward(batch, self._cache)
         rows, counts = _sampled_rows(step, proposals, batch.first_rows)
         logits = self._model.logits(hidden[rows]) if rows else hidden.new_zeros(0, 0)
-        return self._choose(step, proposals, logits, counts)
+        results = self._choose(step, proposals, logits, counts)
+        if weigh:
+            pairs = zip(results, batch.page_masses(), strict=True)
+            results = [msgspec.structs.replace(result, page_masses=masses) for result, masses in pairs]
+        return results
 
     def _choose(
         self, step: list[ScheduledSequence], proposals: list[Proposal], logits: Tensor, counts: list[int]

@@ -132,7 +132,8 @@ class Scheduler:
     def _num_drafts(self, sequence: Sequence) -> int:
         """Rows to verify beside the next token: forced ones, or guesses."""
         if sequence.params.forced is not None:
-            return min(FORCED_ROWS, sequence.num_forced_left) - 1
+            # Heavy hitters leave after each step: a score must read them as a generated token would, one row a step.
+            return 0 if self.config.kv_heavy_tokens else min(FORCED_ROWS, sequence.num_forced_left) - 1
         left = sequence.params.max_tokens - len(sequence.output)
         return min(self.depth, left - 1)
 

@@ -98,7 +98,8 @@ class Sequence:
     block_table: page of each block of positions; None where the page was evicted or never held.
     ngrams: of the leading tokens, for speculative_method ngram.
     block_hashes: names of its leading full blocks, as far as they were asked for. num_published: leading blocks of the
-    table that the prefix cache knows or was offered.
+    table that the prefix cache knows or was offered. page_masses: attention paid to blocks of the table so far, summed
+    over queries, heads and layers (kv_heavy_tokens).
     """
 
     request_id: str
@@ -118,6 +119,7 @@ class Sequence:
     ngrams: NgramIndex | None = None
     block_hashes: list[bytes] = field(default_factory=list)
     num_published: int = 0
+    page_masses: dict[int, float] = field(default_factory=dict)
     num_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -111,19 +111,35 @@ def paged_attention(
         q = query[group.first_row : group.first_row + size * rows].view(size, rows, *query.shape[1:])
         k = load(keys, group.pages, query.dtype).view(size, -1, keys.data.shape[2], query.shape[2])
         v = load(values, group.pages, query.dtype).view(size, -1, keys.data.shape[2], query.shape[2])
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=group.mask.to(query.dtype),
-            scale=scale,
-            enable_gqa=True,
-        )
-        outputs.append(out.transpose(1, 2).reshape(size * rows, *query.shape[1:]))
+        out = _attend(q, k, v, group, scale) if group.masses is None else _attend_and_weigh(q, k, v, group, scale)
+        outputs.append(out.reshape(size * rows, *query.shape[1:]))
     attended = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     if values.dtype == "int4":
         attended = (attended.float() @ rotation(query.shape[2], query.device).T).to(query.dtype)
     return attended
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, group: AttentionGroup, scale: float) -> Tensor:
+    """q: [B, Q, H, D]; k, v: [B, L, KV, D]. Returns [B, Q, H, D]."""
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=group.mask.to(q.dtype),
+        scale=scale,
+        enable_gqa=True,
+    )
+    return out.transpose(1, 2)
+
+
+def _attend_and_weigh(q: Tensor, k: Tensor, v: Tensor, group: AttentionGroup, scale: float) -> Tensor:
+    """The same, with the weights at hand: adds to group.masses what each page drew from all queries and heads."""
+    assert group.masses is not None
+    shared = q.view(*q.shape[:2], k.shape[2], -1, q.shape[3])  # H as KV groups of query heads
+    scores = torch.einsum("bqkgd,blkd->bkgql", shared, k).float() * scale + group.mask.unsqueeze(1)
+    weights = scores.softmax(-1)
+    group.masses.add_(weights.sum((1, 2, 3)).view(*group.masses.shape, -1).sum(-1))
+    return torch.einsum("bkgql,blkd->bqkgd", weights.to(v.dtype), v).reshape(q.shape)
 
 
 _FP8_TABLES: dict[torch.device, Tensor] = {}

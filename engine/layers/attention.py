@@ -19,6 +19,7 @@ class AttentionGroup:
 
     first_row: where the group starts in the step's flat rows. num_sequences B, rows Q.
     pages: [B * P] page numbers. mask: [B, 1, Q, P * block_size], 0 where visible and -inf elsewhere.
+    spans: index of each member. masses: [B, P], where attention adds what each page drew, or None.
     """
 
     first_row: int
@@ -26,6 +27,8 @@ class AttentionGroup:
     rows: int
     pages: Tensor
     mask: Tensor
+    spans: list[int]
+    masses: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +58,23 @@ class AttentionInput:
     groups: list[AttentionGroup]
     first_rows: list[int]
 
+    def page_masses(self) -> list[tuple[float, ...]]:
+        """Per span, what each page of its table drew in this pass, 0 for padding at the end; or nothing."""
+        found: list[tuple[float, ...]] = [()] * len(self.first_rows)
+        for group in self.groups:
+            if group.masses is not None:
+                for index, masses in zip(group.spans, group.masses.tolist(), strict=True):
+                    found[index] = tuple(masses)
+        return found
+
 
 def layout(
-    spans: list[Span], block_size: int, window: int | None, sink_tokens: int, device: torch.device
+    spans: list[Span],
+    block_size: int,
+    window: int | None,
+    sink_tokens: int,
+    device: torch.device,
+    weigh_pages: bool = False,
 ) -> AttentionInput:
     """Arrange spans into groups that each attend as one padded batch without padding the query side."""
     buckets: dict[tuple[int, int], list[int]] = {}
@@ -79,7 +96,9 @@ def layout(
             positions += range(span.start, span.end)
             slots += _slots(span, block_size)
         visible = _Visible(block_size, window, sink_tokens, device)
-        groups.append(visible.group(first, rows, [spans[i] for i in members], [live[i] for i in members]))
+        pages, mask = visible.pages_and_mask(rows, [spans[i] for i in members], [live[i] for i in members])
+        masses = torch.zeros(len(members), len(pages) // len(members), device=device) if weigh_pages else None
+        groups.append(AttentionGroup(first, len(members), rows, pages, mask, members, masses))
     return AttentionInput(
         torch.tensor(token_ids, device=device),
         torch.tensor(positions, device=device),
@@ -116,9 +135,9 @@ class _Visible:
     sink_tokens: int
     device: torch.device
 
-    def group(
-        self, first: int, rows: int, spans: list[Span], live: list[tuple[list[int], list[int]]]
-    ) -> AttentionGroup:
+    def pages_and_mask(
+        self, rows: int, spans: list[Span], live: list[tuple[list[int], list[int]]]
+    ) -> tuple[Tensor, Tensor]:
         width = max(len(pages) for pages, _ in live)
         pages = [page for numbers, _ in live for page in numbers + [0] * (width - len(numbers))]
         starts = [start for _, begins in live for start in begins + [OUT_OF_SIGHT] * (width - len(begins))]
@@ -130,4 +149,4 @@ class _Visible:
         if self.window is not None:
             visible &= (keys > queries - self.window) | (keys < self.sink_tokens)
         mask = torch.zeros(visible.shape, device=self.device).masked_fill_(~visible, float("-inf"))
-        return AttentionGroup(first, len(spans), rows, torch.tensor(pages, device=self.device), mask.unsqueeze(1))
+        return torch.tensor(pages, device=self.device), mask.unsqueeze(1)

@@ -30,10 +30,21 @@ class SharedPages(RuleBasedStateMachine):
         sinks=st.integers(0, 5),
         depth=st.integers(0, 3),
         caching=st.sampled_from([True, True, True, False]),
+        heavy=st.integers(0, 2),
     )
     def start(
-        self, blocks: int, block: int, seqs: int, extra: int, window: int | None, sinks: int, depth: int, caching: bool
+        self,
+        blocks: int,
+        block: int,
+        seqs: int,
+        extra: int,
+        window: int | None,
+        sinks: int,
+        depth: int,
+        caching: bool,
+        heavy: int,
     ) -> None:
+        heavy_tokens = 0 if caching or depth or window is None else heavy * block
         config = EngineConfig(
             model="none",
             draft_model="none",
@@ -42,6 +53,7 @@ class SharedPages(RuleBasedStateMachine):
             block_size=block,
             kv_window=window,
             kv_sink_tokens=sinks,
+            kv_heavy_tokens=heavy_tokens,
             num_speculative_tokens=depth,
             enable_prefix_caching=caching,
         )

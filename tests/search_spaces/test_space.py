@@ -136,7 +136,8 @@ def test_the_engine_takes_every_end_of_every_parameter(name: str) -> None:
     parameter = load_space(ENGINE_SPACE).parameters[name]
     assert name in {knob.name for knob in knobs()}
     for value in _ends(parameter):
-        config = parse_config({"model": "m", "draft_model": "d", name: value}, source="test")
+        window = {"kv_window": 64} if "kv_window" in parameter.when else {}
+        config = parse_config({"model": "m", "draft_model": "d", **window, name: value}, source="test")
         assert getattr(config, name) == value
 
 

@@ -14,11 +14,14 @@ from tuner.errors import ConfigRejected
 from tuner.serving.config import ServingConfig
 
 BUNDLED_COMMAND = (sys.executable, "-m", "engine")
-QUALITY_KNOBS = ("model", "dtype", "kv_cache_dtype", "kv_window", "kv_sink_tokens")
+QUALITY_KNOBS = ("model", "dtype", "kv_cache_dtype", "kv_window", "kv_sink_tokens", "kv_heavy_tokens")
 """What the answers depend on, beyond rounding: see quality_key."""
+STEP_KNOBS = ("block_size", "max_num_batched_tokens", "prefill_chunk_size")
+"""What the answers depend on with kv_heavy_tokens too: it evicts after each step, by pages."""
 REFERENCE_KNOBS: Mapping[str, Any] = {
     "kv_cache_dtype": "auto",
     "kv_window": None,
+    "kv_heavy_tokens": 0,
     "num_speculative_tokens": 0,
     "prefill_chunk_size": None,
 }
@@ -49,13 +52,16 @@ def quality_key(config: ServingConfig) -> str:
     """Equal for configurations whose answers are equal up to rounding: paged reads and exact rejection sampling
     make block size, batch, chunk and speculation depth irrelevant to quality."""
     engine = engine_config(config)
+    names = QUALITY_KNOBS + (STEP_KNOBS if engine.kv_heavy_tokens else ())
     sinks = engine.kv_sink_tokens if engine.kv_window is not None else None
-    values = {name: getattr(engine, name) for name in QUALITY_KNOBS} | {"kv_sink_tokens": sinks}
-    return "|".join(f"{name}={values[name]}" for name in QUALITY_KNOBS if name != "model")
+    values = {name: getattr(engine, name) for name in names} | {"kv_sink_tokens": sinks}
+    return "|".join(f"{name}={values[name]}" for name in names if name != "model")
 
 
 def for_probes(config: ServingConfig) -> ServingConfig:
-    """The same configuration with PROBE_KNOBS."""
+    """The same configuration with PROBE_KNOBS; unchanged where they would change the answers."""
+    if engine_config(config).kv_heavy_tokens:
+        return config
     return ServingConfig(config.engine, config.settings, {**config.knobs, **PROBE_KNOBS})
 
 

@@ -182,7 +182,7 @@ def _kv_cache_dtype(config: EngineConfig) -> Mapped:
 
 def _window_consequence(config: EngineConfig) -> str:
     limit = _model_limit(config)
-    held = min(limit, (config.kv_window or limit) + config.kv_sink_tokens)
+    held = min(limit, (config.kv_window or limit) + config.kv_sink_tokens + config.kv_heavy_tokens)
     return (
         f"Without it a sequence may hold {limit} tokens of KV instead of {held} ({limit / held:.3g}x), "
         f"so as few as {max(1, config.max_num_seqs * held // limit)} of {config.max_num_seqs} sequences may fit "
@@ -286,6 +286,7 @@ VLLM: tuple[Row, ...] = (
     ),
     Row("kv_window", None, _kv_window),
     Row("kv_sink_tokens", None, _none("Belongs to kv_window, which vLLM lacks.")),
+    Row("kv_heavy_tokens", None, _none("Belongs to kv_window, which vLLM lacks.")),
     Row("enable_prefix_caching", "enable-prefix-caching", _enable_prefix_caching),
     Row("num_speculative_tokens", "speculative-config", _num_speculative_tokens),
     Row("speculative_method", "speculative-config", _part_of_speculative_config),

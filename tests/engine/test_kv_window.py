@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
 from engine.config import EngineConfig
+from engine.layers.attention import AttentionInput, layout
 from engine.llm_engine import LLMEngine
 from engine.model_runner import load_engine
 from engine.sequence import SamplingParams
@@ -109,3 +111,37 @@ def test_a_smaller_dtype_runs_more_sequences_at_once(tiny_llama: Path) -> None:
         return most
 
     assert most_running("int8") > most_running("bfloat16") > most_running("float32")
+
+
+@pytest.mark.parametrize("dtype", ["fp8_e4m3", "int8", "int4"])
+def test_quantised_windows_do_not_depend_on_chunks(dtype: str, tiny_llama: Path) -> None:
+    params = SamplingParams(max_tokens=20, forced=tuple(range(10, 30)), logprobs=True)
+    found = []
+    for chunk in (None, 5):
+        config = EngineConfig(
+            model=str(tiny_llama), kv_cache_dtype=dtype, kv_window=24, block_size=4, prefill_chunk_size=chunk
+        )
+        engine = load_engine(config)
+        engine.add("a", prompt(), params)
+        found.append([])
+        while engine.has_work():
+            found[-1] += [x for output in engine.step() for x in output.logprobs]
+    assert found[0] == pytest.approx(found[1], abs=1e-4)
+
+
+def test_attention_reads_no_more_pages_as_generation_goes_on(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+
+    def counting_layout(*arguments: Any) -> AttentionInput:
+        batch = layout(*arguments)
+        read.append(sum(len(group.pages) for group in batch.groups))
+        return batch
+
+    monkeypatch.setattr("engine.model_runner.layout", counting_layout)
+    engine = load_engine(EngineConfig(model=str(tiny_llama), kv_window=16, kv_sink_tokens=4, block_size=4))
+    engine.add("a", prompt(30), SamplingParams(max_tokens=300, ignore_eos=True))
+    while engine.has_work():
+        engine.step()
+    decodes = read[1:]
+    # One page of sinks, and a window that touches four pages or, straddling, five.
+    assert set(decodes[:8]) == set(decodes[-8:]) == {5, 6}

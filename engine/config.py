@@ -79,6 +79,14 @@ class EngineConfig(BaseModel):
     prefill_chunk_size: int | None = _knob(
         None, "hot", "tokens", "Most prompt tokens of one sequence in one step; none: the whole token budget.", ge=1
     )
+    itl_target: float | None = _knob(
+        None,
+        "hot",
+        "seconds",
+        "Prefill chunks are cut so that a step with running streams stays inside it, by step times measured online; "
+        "none: only the token budget bounds them.",
+        gt=0,
+    )
     scheduling_policy: Literal["fcfs", "priority", "fair"] = _knob(
         "fcfs",
         "hot",

@@ -12,7 +12,7 @@ import msgspec
 
 from engine.config import EngineConfig, knobs
 from engine.kv_cache import BlockManager, narrower
-from engine.scheduler import ScheduledSequence, Scheduler
+from engine.scheduler import ScheduledSequence, Scheduler, step_load
 from engine.sequence import EngineStats, FinishReason, SamplingParams, Sequence, SequenceOutput
 from engine.speculative.meter import SpeculationMeter
 
@@ -53,7 +53,7 @@ class Runner(Protocol):
 class LLMEngine:
     """One model being served. Not thread-safe; the step loop owns it.
 
-    begun: ids of the requests that left the queue for the first time in the last step.
+    clock: seconds, monotonic. begun: ids of the requests that left the queue for the first time in the last step.
     """
 
     def __init__(self, config: EngineConfig, runner: Runner, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -109,6 +109,7 @@ class LLMEngine:
 
     def step(self) -> list[SequenceOutput]:
         """One forward pass over the scheduled batch; the new tokens of each request that got some."""
+        began = self._clock()
         self._scheduler.depth = self._speculation.choose_depth(len(self._scheduler.decodes))
         step = self._scheduler.schedule()
         self.begun = [sequence.request_id for sequence in self._scheduler.newcomers]
@@ -123,6 +124,8 @@ class LLMEngine:
         for item, result in zip(step, results, strict=True):
             if (output := self._advance(item, result)) is not None:
                 outputs.append(output)
+        if self.config.itl_target is not None:
+            self._scheduler.step_times.record(step_load(step), self._clock() - began)
         return outputs
 
     def _advance(self, item: ScheduledSequence, result: RowResult) -> SequenceOutput | None:

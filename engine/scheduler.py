@@ -10,6 +10,7 @@ from engine.config import EngineConfig
 from engine.kv_cache import BlockManager
 from engine.scheduling_policy import make_policy
 from engine.sequence import Sequence, SequenceStatus
+from engine.step_times import StepLoad, StepTimes
 
 FORCED_ROWS = 8
 """Forced tokens verified per step (/score). Reads go through the stored cache whatever this number is."""
@@ -41,6 +42,19 @@ class ScheduledSequence:
         return self.start + self.num_tokens - self.sequence.num_draft_computed
 
 
+def step_load(step: list[ScheduledSequence]) -> StepLoad:
+    """What a step computes, as the step-time table counts it."""
+    load = StepLoad()
+    for item in step:
+        # The last token of a prompt may be a chunk of one; it is no decode.
+        if item.num_tokens == 1 and item.start >= len(item.sequence.prompt):
+            load.rows += item.rows
+            load.context += item.start + item.rows
+        else:
+            load.add_chunk(item.start, item.num_tokens)
+    return load
+
+
 class Scheduler:
     """Holds the waiting and the running sequences; `schedule` builds the next step.
 
@@ -59,6 +73,8 @@ class Scheduler:
         self.decodes: list[Sequence] = []
         self.newcomers: list[Sequence] = []
         self.preemptions = 0
+        self.step_times = StepTimes()
+        self._load: StepLoad | None = None
         self._step: list[ScheduledSequence] = []
         self._budget = 0
 
@@ -102,6 +118,8 @@ class Scheduler:
             self._step = []
             self._budget = self.config.max_num_batched_tokens
             self._schedule_decodes()
+            # Chunks are cut to the target only where streams wait for the step's end.
+            self._load = step_load(self._step) if self.config.itl_target is not None and self._step else None
             self._schedule_prefills()
             if self._step or not self.num_running:
                 return self._step
@@ -158,10 +176,21 @@ class Scheduler:
         chunk = min(pending, self._budget, self.config.prefill_chunk_size or self._budget, room)
         if chunk <= 0:
             return
+        if self._load is not None and (chunk := self._cut(self._load, sequence.num_computed, chunk)) == 0:
+            return
         self._take(sequence, chunk, 0)
         if chunk == pending:
             self.prefills.remove(sequence)
             self.decodes.append(sequence)
+
+    def _cut(self, load: StepLoad, start: int, chunk: int) -> int:
+        """What of the chunk ends within itl_target; nothing ends the step."""
+        assert self.config.itl_target is not None
+        chunk = self.step_times.chunk(load, start, chunk, self.config.itl_target)
+        load.add_chunk(start, chunk)
+        if chunk == 0:
+            self._budget = 0
+        return chunk
 
     def _next_newcomer(self) -> Sequence | None:
         """The waiting sequence to admit now, if there is a seat for it and room for its whole prompt.

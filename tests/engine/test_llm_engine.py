@@ -70,6 +70,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "pages of one token": {"block_size": 1},
     "pages of 64 tokens": {"block_size": 64},
     "a pool so small that sequences are preempted": {"kv_cache_memory_bytes": 10 * 16 * 2 * 2 * 2 * 16 * 4},
+    "an ITL target that every step exceeds": {"itl_target": 1e-9},
+    "an ITL target that some steps exceed": {"itl_target": 0.002},
     "a window longer than everything": {"kv_window": 512},
     "speculation, depth 1": {"num_speculative_tokens": 1},
     "speculation, depth 4": {"num_speculative_tokens": 4},

@@ -46,7 +46,7 @@ class CountingRunner:
 
 
 configs = st.builds(
-    lambda seqs, extra, chunk, block, window, sinks, depth, policy: EngineConfig(
+    lambda seqs, extra, chunk, block, window, sinks, depth, policy, target: EngineConfig(
         model="none",
         draft_model="none",
         max_num_seqs=seqs,
@@ -57,6 +57,7 @@ configs = st.builds(
         kv_sink_tokens=sinks,
         num_speculative_tokens=depth,
         scheduling_policy=policy,
+        itl_target=target,
     ),
     seqs=st.integers(1, 6),
     extra=st.integers(0, 40),
@@ -66,6 +67,7 @@ configs = st.builds(
     sinks=st.integers(0, 9),
     depth=st.integers(0, 4),
     policy=st.sampled_from(["fcfs", "priority", "fair"]),
+    target=st.sampled_from([None, 1e-9, 1e-4]),
 )
 requests = st.lists(
     st.tuples(st.integers(1, 60), st.integers(1, 30), st.none() | st.integers(0, 25)), min_size=1, max_size=12

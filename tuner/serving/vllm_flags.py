@@ -115,6 +115,12 @@ def _prefill_chunk_size(config: EngineConfig) -> Mapped:
     return Mapped("approximate", note, chunk)
 
 
+def _itl_target(config: EngineConfig) -> Mapped:
+    if config.itl_target is None:
+        return Mapped("exact", "Not set: steps are bounded by tokens, as in vLLM.")
+    return Mapped("none", "vLLM bounds a step by tokens, not by time: lower --max-num-batched-tokens until ITL holds.")
+
+
 def _scheduling_policy(config: EngineConfig) -> Mapped:
     if config.scheduling_policy == "fair":
         note = "vLLM has no fairness between tenants: a tenant that floods it delays the others; limit it in a gateway."
@@ -272,6 +278,7 @@ VLLM: tuple[Row, ...] = (
         _same("max_num_batched_tokens", "Token budget of one step; not below max_num_seqs, on both sides."),
     ),
     Row("prefill_chunk_size", "long-prefill-token-threshold", _prefill_chunk_size),
+    Row("itl_target", None, _itl_target),
     Row("scheduling_policy", "scheduling-policy", _scheduling_policy),
     Row("watermark", "watermark", _watermark),
     Row("max_skip_ahead", None, _none("vLLM keeps the order of its queue.")),

@@ -6,6 +6,7 @@ trace_file.py reads and writes it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -21,6 +22,10 @@ class Request:
     output_tokens: length of the recorded answer in tokens; a replay forces it (ignore_eos, max_tokens = this) so
     that every configuration does the same work. None: the answer ends where the model ends it.
     output_tokens_estimated: the server told no usage and the recorder counted content chunks instead.
+    session: name of the conversation that this is a turn of; a session's turns are in order of arrival, and none starts
+    before the one before it has ended. think_time: seconds from that end to this request; None: the turn starts at
+    its arrival, or at that end if it is later. The first turn starts at its arrival and has no think_time. A later
+    turn's arrival is the recorded one, or where the source tells none the turn before's arrival plus think_time.
     """
 
     id: str
@@ -38,6 +43,8 @@ class Request:
     seed: int | None = None
     reference: str | None = None
     output_tokens_estimated: bool = False
+    session: str | None = None
+    think_time: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +74,30 @@ class Trace:
         return tuple(sorted({request.tenant for request in self.requests}))
 
     def window(self, start: float, end: float) -> Trace:
-        """The requests that arrive in [start, end) seconds, rebased to 0. Raises ValueError when there are none."""
+        """The requests that arrive in [start, end) seconds, rebased to 0. Raises ValueError when there are none.
+
+        Of a session that the window cuts, the turns inside are kept; the first of them starts at its arrival.
+        """
         if not 0 <= start < end:
             raise ValueError(f"trace window [{start:g}, {end:g}): expected 0 <= start < end (seconds)")
-        requests = tuple(replace(r, arrival=r.arrival - start) for r in self.requests if start <= r.arrival < end)
+        inside = (replace(r, arrival=r.arrival - start) for r in self.requests if start <= r.arrival < end)
+        requests = opened_sessions(inside)
         if not requests:
             raise ValueError(f"trace window [{start:g}, {end:g}): holds no request; the trace spans {self.span:g} s")
         return Trace(requests, {**self.provenance, "window": [start, end]}, seconds=end - start)
+
+
+def opened_sessions(requests: Iterable[Request]) -> tuple[Request, ...]:
+    """The same requests, sorted by arrival as they are, where the first of each session has no think_time: what to do
+    after a selection that may have left out first turns."""
+    seen: set[str] = set()
+    opened = []
+    for request in requests:
+        first = request.session is not None and request.session not in seen
+        if request.session is not None:
+            seen.add(request.session)
+        opened.append(replace(request, think_time=None) if first else request)
+    return tuple(opened)
 
 
 @dataclass(frozen=True, slots=True)

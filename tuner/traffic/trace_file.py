@@ -61,6 +61,8 @@ class RequestLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
     top_k: Count = 0
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | UnsetType = UNSET
     reference: str | UnsetType = UNSET
+    session: Name | UnsetType = UNSET
+    think_time: Seconds | UnsetType = UNSET
 
 
 _Line = TypeVar("_Line", HeaderLine, RequestLine)
@@ -134,6 +136,8 @@ def request_line(request: Request) -> bytes:
         top_k=request.top_k,
         seed=_unset(request.seed),
         reference=_unset(request.reference),
+        session=_unset(request.session),
+        think_time=_unset(request.think_time),
     )
     setattr(line, _prompt_key(request), prompt if isinstance(prompt, str) else list(prompt))
     where = f"request {request.id}"
@@ -143,7 +147,7 @@ def request_line(request: Request) -> bytes:
         raise ValueError(f"{where}: text that is not Unicode (a lone surrogate)") from None
     if len(text) >= MAX_LINE_BYTES:
         raise ValueError(f"{where}: longer than {MAX_LINE_BYTES} bytes")
-    _check_prompt(_decode(_REQUEST, text, where), where)
+    _check(_decode(_REQUEST, text, where), where)
     return text + b"\n"
 
 
@@ -199,8 +203,8 @@ def _joined(*parts: str | None) -> str:
     return ".".join(part for part in parts if part)
 
 
-def _check_prompt(line: RequestLine, where: str) -> None:
-    """What the type of a line cannot say: exactly one kind of prompt, and the endpoint that takes it."""
+def _check(line: RequestLine, where: str) -> None:
+    """What the type of a line cannot say: exactly one kind of prompt, the endpoint that takes it, whose turn it is."""
     given = [key for key in ("prompt", "prompt_token_ids", "messages") if getattr(line, key) is not UNSET]
     if len(given) > 1:
         raise ValueError(f"{where}: {given[1]}: expected exactly one kind of prompt, but {given[0]} is there too")
@@ -210,10 +214,12 @@ def _check_prompt(line: RequestLine, where: str) -> None:
         raise ValueError(f"{where}: prompt: expected one of prompt, prompt_token_ids, messages, prompt_tokens")
     if (given == ["messages"]) != (line.endpoint == "chat"):
         raise ValueError(f'{where}: endpoint: expected "chat" with messages and "completions" with any other prompt')
+    if line.think_time is not UNSET and line.session is UNSET:
+        raise ValueError(f"{where}: think_time: expected only with session, whose turn before it counts from")
 
 
 def _request(line: RequestLine, where: str, synthesizer: PromptSynthesizer, index: int) -> Request:
-    _check_prompt(line, where)
+    _check(line, where)
     return Request(
         id=line.id,
         arrival=line.arrival,
@@ -230,6 +236,8 @@ def _request(line: RequestLine, where: str, synthesizer: PromptSynthesizer, inde
         seed=_none(line.seed),
         reference=_none(line.reference),
         output_tokens_estimated=line.output_tokens_estimated,
+        session=_none(line.session),
+        think_time=_none(line.think_time),
     )
 
 
@@ -252,10 +260,22 @@ def _assemble(path: Path, header: HeaderLine, requests: list[Request]) -> Trace:
     if any(later < earlier for earlier, later in zip(arrivals, arrivals[1:], strict=False)):
         requests.sort(key=lambda request: request.arrival)
         provenance = {**provenance, "sorted_on_load": True}
+    _check_first_turns(path, requests)
     seconds = _none(header.seconds)
     if seconds is not None and seconds < requests[-1].arrival:
         raise ValueError(f"{path}: line 1: seconds: expected at least the last arrival, {requests[-1].arrival:g}")
     return Trace(tuple(requests), provenance, seconds)
+
+
+def _check_first_turns(path: Path, requests: list[Request]) -> None:
+    seen: set[str] = set()
+    for request in requests:
+        if request.session is not None and request.session not in seen:
+            seen.add(request.session)
+            if request.think_time is not None:
+                raise ValueError(
+                    f"{path}: request {request.id}: think_time: expected none, this is the first turn of its session"
+                )
 
 
 _Value = TypeVar("_Value")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuner.traffic import trace_file
-from tuner.traffic.trace import Request, Trace
+from tuner.traffic.trace import Request, Trace, opened_sessions
 from tuner.traffic.trace_file import load_trace, save_trace
 
 SCHEMA = json.loads((Path(trace_file.__file__).parent / "trace.schema.json").read_text())
@@ -47,6 +48,7 @@ def requests(draw: st.DrawFn, number: int) -> Request:
         seed=draw(st.none() | st.integers(-(2**63), 2**63 - 1)),
         reference=draw(st.none() | st.text(max_size=9)),
         output_tokens_estimated=draw(st.booleans()),
+        session=draw(st.none() | st.sampled_from(["s", "t"])),
     )
 
 
@@ -54,8 +56,9 @@ def requests(draw: st.DrawFn, number: int) -> Request:
 def traces(draw: st.DrawFn) -> Trace:
     found = [draw(requests(number)) for number in range(draw(st.integers(1, 4)))]
     found.sort(key=lambda request: request.arrival)
+    turns = [r if r.session is None else replace(r, think_time=draw(st.none() | st.floats(0, 1e9))) for r in found]
     provenance = draw(st.dictionaries(text, text | st.integers(0, 9), max_size=2))
-    return Trace(tuple(found), provenance, draw(st.none() | st.just(1e9)))
+    return Trace(opened_sessions(turns), provenance, draw(st.none() | st.just(1e9)))
 
 
 @settings(max_examples=150, deadline=None)
@@ -112,6 +115,9 @@ BAD_LINES = [
     ("top_p above 1", line(top_p=1.01), "top_p"),
     ("top_k below 0", line(top_k=-1), "top_k"),
     ("seed is text", line(seed="1"), "seed"),
+    ("empty session", line(session=""), "session"),
+    ("think time without a session", line(think_time=1), "think_time"),
+    ("negative think time", line(session="s", think_time=-1), "think_time"),
     ("reference is a list", line(reference=["a"]), "reference"),
     ("a list", "[1, 2]", "object"),
 ]
@@ -163,6 +169,7 @@ BAD_FILES = [
     ("infinite", f"{HEADER_LINE}\n" + line().replace("0.5", "1e999"), "line 2: arrival"),
     ("torn last line", f"{HEADER_LINE}\n{line()}\n" + line(id="b")[:30], "line 3: expected one request"),
     ("not text", f"{HEADER_LINE}\n\xff\xfe\n", "line 2"),
+    ("first turn thinks", f"{HEADER_LINE}\n{line(session='s', think_time=1)}\n", "request a: think_time: expected no"),
     ("seconds before the end", HEADER_LINE[:-1] + ', "seconds": 0.1}\n' + line(), "seconds: expected at least"),
 ]
 
@@ -228,6 +235,17 @@ def test_window_is_half_open_and_rebased() -> None:
     assert cut.provenance == {"source": "here", "window": [10, 20]}
     assert cut.tenants == ("t0", "t1")
     assert cut.slo_classes == ("chat",)
+
+
+def test_window_keeps_the_turns_inside_and_starts_the_first_at_its_arrival() -> None:
+    turns = [("a1", 1, "a", None), ("b1", 2, "b", None), ("a2", 5, "a", 3.0), ("x", 6, None, None), ("a3", 9, "a", 2.0)]
+    found = (Request(i, at, "t", "c", "hello", 4, session=of, think_time=think) for i, at, of, think in turns)
+    cut = Trace(tuple(found), {}).window(4, 20)
+    assert [(r.id, r.arrival, r.session, r.think_time) for r in cut.requests] == [
+        ("a2", 1, "a", None),
+        ("x", 2, None, None),
+        ("a3", 5, "a", 2.0),
+    ]
 
 
 @pytest.mark.parametrize(("start", "end"), [(30, 40), (5, 5), (-1, 5), (6, 5)])

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from engine.config import load_config
 from tests.fakes import cases, engine_launcher, write_study
 from tests.tuner.test_process import gone
-from tuner.cli import app
+from tuner.cli.__main__ import app
 from tuner.results import load_results
 from tuner.store import Store
 
@@ -313,7 +313,7 @@ def test_bad_input_is_told_in_one_line(mistakes: Path, args: list[str], message:
 
 def test_help_answers_without_the_heavy_libraries() -> None:
     code = (
-        "import sys; from typer.testing import CliRunner; from tuner.cli import app\n"
+        "import sys; from typer.testing import CliRunner; from tuner.cli.__main__ import app\n"
         "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
         "heavy = {'torch', 'optuna', 'pandas', 'plotly', 'scipy', 'sqlalchemy', 'numpy', 'aiohttp'}\n"
         "print(sorted(heavy & set(sys.modules)))"

@@ -1,0 +1,31 @@
+"""The command line: parse, call, print. Imports wait until a command runs, so that --help answers at once.
+
+Exit status: 0 done; 2 the user's mistake, one line on standard error; 3 nothing to recommend or export;
+4 the engine failed; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from tuner.cli import measure, study, trace
+from tuner.cli.errors import ErrorGroup
+
+app = typer.Typer(
+    cls=ErrorGroup,
+    name="tune",
+    help="Find the best configuration of an LLM server under recorded traffic.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(study.run)
+app.command("recommend")(study.recommend_)
+app.command()(study.report)
+app.command()(study.export)
+app.command()(trace.record)
+app.add_typer(trace.app, name="trace")
+app.command()(measure.replay)
+
+if __name__ == "__main__":
+    app()

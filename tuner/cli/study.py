@@ -1,0 +1,157 @@
+"""The commands about a study: run it, read it, take its results away."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from tuner.recommend import Recommendation
+    from tuner.results import StudyResults
+    from tuner.spec import StudySpec
+
+NOTHING_FEASIBLE = 3
+DATABASE = "study.db"
+OUTPUTS = ("study.db", "study.db-wal", "study.db-shm", "study.yaml", "engine.yaml", "engine.log")
+
+RunArgument = Annotated[Path, typer.Argument(help="Directory of a run, such as runs/demo.")]
+StudyOption = Annotated[
+    Path | None, typer.Option(help="Score by the SLOs and floors of this study file, without an engine.")
+]
+
+
+def run(
+    study: Annotated[Path, typer.Argument(help="The study file.")],
+    out: Annotated[Path, typer.Option(help="Directory of runs; this one goes to OUT/NAME.")] = Path("runs"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a study that was interrupted.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete an earlier run of this name first.")] = False,
+) -> None:
+    """Tune an engine: search, recommendation, report and deploy files under OUT/NAME."""
+    from tuner.spec import load_spec
+
+    spec = load_spec(study)
+    directory = out / spec.name
+    if resume and fresh:
+        raise ValueError("--resume and --fresh: expected one of them")
+    if fresh:
+        _remove_earlier(directory)
+    if (directory / DATABASE).exists() and not resume:
+        raise ValueError(
+            f"{directory}: study {spec.name!r} exists; expected --resume to go on or --fresh to start over"
+        )
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    try:
+        _run_study(spec, directory, resume)
+    except KeyboardInterrupt:
+        typer.echo(f"\ninterrupted; go on with: tune run {study} --out {out} --resume", err=True)
+        raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    _finish(directory)
+
+
+def _run_study(spec: StudySpec, directory: Path, resume: bool) -> None:
+    import yaml
+
+    from tuner.console import StudyConsole
+    from tuner.environment import environment
+    from tuner.plan import make_plan
+    from tuner.serving.testbed import EngineSettings, LiveTestbed
+    from tuner.store import Store
+    from tuner.study import run_study
+
+    make_plan(spec)  # a mistake in the study file must not leave a run behind
+    directory.mkdir(parents=True, exist_ok=True)
+    if not resume:  # a resumed study keeps the file it began with
+        text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
+        (directory / "study.yaml").write_text(text, "utf-8")
+    engine, machine = spec.engine, environment()
+    settings = EngineSettings(directory, engine.launcher, engine.launch_timeout, engine.hang_timeout)
+    with (
+        Store(directory / DATABASE) as store,
+        StudyConsole(spec) as console,
+        LiveTestbed(settings, machine, console.phase) as testbed,
+    ):
+        run_study(spec, store, testbed, console, machine, resume)
+
+
+def _finish(directory: Path) -> None:
+    from tuner.console import print_recommendation
+    from tuner.deliver import deliver
+
+    results, found = _open(directory)
+    print_recommendation(found, deliver(results, found, directory))
+
+
+def _open(directory: Path, study: Path | None = None) -> tuple[StudyResults, Recommendation]:
+    """The results of a run, scored by the SLOs and floors of `study` where one is given."""
+    from tuner.recommend import recommend
+    from tuner.results import load_results
+    from tuner.spec import load_spec
+    from tuner.store import Store
+
+    path = directory if directory.suffix == ".db" else directory / DATABASE
+    with Store(path, create=False) as store:
+        names = store.study_names()
+        if not names:
+            raise ValueError(f"{path}: holds no study")
+        results = load_results(store, names[0], load_spec(study) if study is not None else None)
+    return results, recommend(results)
+
+
+def _remove_earlier(directory: Path) -> None:
+    """Delete the files of an earlier run, and no others. Refuses while another process runs the study."""
+    from tuner.deliver import FILES
+    from tuner.resume import runner_alive
+    from tuner.store import Store
+
+    if (directory / DATABASE).exists():
+        with Store(directory / DATABASE) as store:
+            for name in store.study_names():
+                if (owner := runner_alive(store, name)) is not None:
+                    raise ValueError(f"{directory}: study {name!r} is being run by {owner}; stop it before --fresh")
+    for name in (*OUTPUTS, *FILES):
+        (directory / name).unlink(missing_ok=True)
+
+
+def recommend_(run: RunArgument, study: StudyOption = None) -> None:
+    """Print the best configuration of a run and why. Exit status 3 when none can be deployed."""
+    from tuner.console import print_recommendation
+
+    _, found = _open(run, study)
+    print_recommendation(found)
+    if not found.deployable:
+        raise typer.Exit(NOTHING_FEASIBLE)
+
+
+def report(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option(help="File to write; default RUN/report.html.")] = None,
+    study: StudyOption = None,
+) -> None:
+    """Write the report of a run: one HTML file that needs no network."""
+    from reports.page import write_report
+
+    path = out or (run.parent if run.suffix == ".db" else run) / "report.html"
+    write_report(*_open(run, study), path)
+    typer.echo(f"wrote {path}")
+
+
+def export(
+    run: RunArgument,
+    to: Annotated[str, typer.Option(help="engine or vllm.")],
+    out: Annotated[Path, typer.Option(help="Directory for the files.")],
+    study: StudyOption = None,
+) -> None:
+    """Write the recommended configuration for an engine. Exit status 3 when none can be deployed."""
+    from tuner.deliver import export_to, refusal
+
+    results, found = _open(run, study)
+    if (why := refusal(found)) is not None:
+        typer.echo(why, err=True)
+        raise typer.Exit(NOTHING_FEASIBLE)
+    for path in export_to(to, results, found, out):
+        typer.echo(f"wrote {path}")

@@ -9,7 +9,8 @@ import msgspec
 
 from tuner.traffic.sse import Chunk, EventBuffer, Usage, decode_chunk
 from tuner.traffic.trace import Endpoint, Prompt, Request
-from tuner.traffic.trace_file import MAX_LINE_BYTES, request_line
+from tuner.traffic.trace_file import line_of
+from tuner.traffic.trace_lines import MAX_LINE_BYTES, encode_line
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default of /v1/completions."""
@@ -78,7 +79,7 @@ class Observation:
         if body.n is not None and body.n > 1:
             raise Unrecordable("n > 1")
         try:
-            return request_line(self._request(body, answer))
+            return encode_line(line_of(self._request(body, answer)))
         except Unrecordable:
             raise
         except ValueError:

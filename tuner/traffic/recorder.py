@@ -23,7 +23,7 @@ from yarl import URL
 
 from tuner.traffic.observation import Observation, Unrecordable
 from tuner.traffic.trace import Endpoint
-from tuner.traffic.trace_file import header_line
+from tuner.traffic.trace_lines import VERSION, HeaderLine, encode_header
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ async def record(
         raise ValueError(f"upstream: expected http://HOST:PORT, given {upstream!r}")
     stop = stop or asyncio.Event()
     with _create(out) as file, _stopped_by_signals(stop):
-        file.write(header_line(_provenance(upstream)))
+        file.write(encode_header(HeaderLine(VERSION, dict(_provenance(upstream)))))
         file.flush()
         connector = aiohttp.TCPConnector(limit=0)
         timeout = aiohttp.ClientTimeout()

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuner.traffic import trace_file
+from tuner.traffic import trace_lines
 from tuner.traffic.trace import Request, Trace, opened_sessions
 from tuner.traffic.trace_file import load_trace, save_trace
 
-SCHEMA = json.loads((Path(trace_file.__file__).parent / "trace.schema.json").read_text())
+SCHEMA = json.loads((Path(trace_lines.__file__).parent / "trace.schema.json").read_text())
 HEADER = jsonschema.Draft202012Validator({**SCHEMA, "oneOf": [{"$ref": "#/$defs/header"}]})
 REQUEST = jsonschema.Draft202012Validator({**SCHEMA, "oneOf": [{"$ref": "#/$defs/request"}]})
 HEADER_LINE = '{"servetune_trace": 1, "provenance": {}}'
@@ -167,7 +167,9 @@ BAD_FILES = [
     ("same id twice", f"{HEADER_LINE}\n{line()}\n{line()}\n", "line 3: id: 'a' is already used in line 2"),
     ("NaN", f"{HEADER_LINE}\n" + line().replace("0.5", "NaN"), "line 2: expected one request as one JSON object"),
     ("infinite", f"{HEADER_LINE}\n" + line().replace("0.5", "1e999"), "line 2: arrival"),
-    ("torn last line", f"{HEADER_LINE}\n{line()}\n" + line(id="b")[:30], "line 3: expected one request"),
+    ("cut off before the last line", f"{HEADER_LINE}\n{line()[:30]}\n{line()}\n", "line 2: expected one request"),
+    ("cut off before any request ended", f"{HEADER_LINE}\n{line()[:30]}", "holds no request"),
+    ("last line wrong, not cut off", f"{HEADER_LINE}\n{line()}\n" + line(id="b")[1:], "line 3: expected"),
     ("not text", f"{HEADER_LINE}\n\xff\xfe\n", "line 2"),
     ("first turn thinks", f"{HEADER_LINE}\n{line(session='s', think_time=1)}\n", "request a: think_time: expected no"),
     ("seconds before the end", HEADER_LINE[:-1] + ', "seconds": 0.1}\n' + line(), "seconds: expected at least"),
@@ -183,6 +185,27 @@ def test_bad_file_is_refused(content: str, message: str, tmp_path: Path) -> None
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["messages", "prompt"])
+def test_last_line_cut_off_at_any_byte_is_reported_and_left_out(
+    key: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What kill -9 of a recorder in the middle of a write leaves."""
+    values = {"prompt": 'hä \U0001f30a "tide" \\', "messages": [{"role": "user", "content": "hä \U0001f30a"}]}
+    bare = {name: value for name, value in GOOD.items() if name != "prompt"}
+    last = {**bare, "id": "b", "arrival": 1.25e-3, "output_tokens_estimated": True, "seed": -3, key: values[key]}
+    last["endpoint"] = "chat" if key == "messages" else "completions"
+    whole = json.dumps(last, ensure_ascii=False).encode()
+    path = tmp_path / "trace.jsonl"
+    for length in range(1, len(whole)):
+        path.write_bytes(f"{HEADER_LINE}\n{line()}\n".encode() + whole[:length])
+        trace = load_trace(path)
+        assert [request.id for request in trace.requests] == ["a"]
+        assert trace.provenance == {"cut_off_line": 3}
+    assert "line 3: cut off" in caplog.text and "tide" not in caplog.text
+    path.write_bytes(f"{HEADER_LINE}\n{line()}\n".encode() + whole)
+    assert len(load_trace(path).requests) == 2, "a last line without its newline is whole"
+
+
 def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     path.write_text(f"{HEADER_LINE}\n{line(max_token=3)}\n")
@@ -196,7 +219,7 @@ def test_missing_file_is_a_users_mistake(tmp_path: Path) -> None:
 
 
 def test_over_long_line_is_refused_without_reading_it_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trace_file, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(trace_lines, "MAX_LINE_BYTES", 100)
     path = tmp_path / "trace.jsonl"
     path.write_text(f"{HEADER_LINE}\n{line()}\n{line(id='b', prompt='x' * 100)}\n")
     with pytest.raises(ValueError, match="line 3: longer than 100 bytes"):

@@ -22,9 +22,9 @@ log = logging.getLogger("servetune.engine")
 class RowResult(msgspec.Struct, frozen=True, gc=False):
     """What the runner found for one scheduled sequence.
 
-    tokens: accepted drafts and then one more token; empty when the row does not sample. logprobs, top_logprobs: see
-    SequenceOutput. num_drafted: proposals that were verified. num_draft_computed: positions now in the draft model's
-    cache. page_masses: see BlockManager.weigh; empty without kv_heavy_tokens.
+    tokens: accepted drafts and then one more token; empty when the row does not sample. logprobs, top_logprobs,
+    listed_ids, listed_logprobs: see SequenceOutput. num_drafted: proposals that were verified. num_draft_computed:
+    positions now in the draft model's cache. page_masses: see BlockManager.weigh; empty without kv_heavy_tokens.
     """
 
     tokens: tuple[int, ...] = ()
@@ -32,6 +32,8 @@ class RowResult(msgspec.Struct, frozen=True, gc=False):
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
     num_drafted: int = 0
     num_draft_computed: int = 0
+    listed_ids: bytes = b""
+    listed_logprobs: bytes = b""
     page_masses: tuple[float, ...] = ()
 
 
@@ -147,7 +149,16 @@ class LLMEngine:
             self._scheduler.remove(sequence)
             del self._sequences[sequence.request_id]
         count = len(tokens)
-        return SequenceOutput(sequence.request_id, tokens, result.logprobs[:count], result.top_logprobs[:count], reason)
+        return SequenceOutput(
+            sequence.request_id,
+            tokens,
+            result.logprobs[:count],
+            result.top_logprobs[:count],
+            # Only of forced tokens, which neither end early nor are more than were asked for.
+            result.listed_ids,
+            result.listed_logprobs,
+            reason,
+        )
 
     def _settle(self, sequence: Sequence, page_masses: tuple[float, ...]) -> None:
         """Publish what is whole, then free what no later query sees."""

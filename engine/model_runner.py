@@ -13,6 +13,7 @@ from engine.config import EngineConfig
 from engine.kernels.reference import PagedTensor
 from engine.kv_cache import narrower
 from engine.layers.attention import Span, layout
+from engine.layers.listing import list_tokens
 from engine.layers.sampler import Listing, log_probabilities
 from engine.llm_engine import LLMEngine, RowResult
 from engine.memory import available_host_bytes, plan_pool
@@ -135,7 +136,14 @@ class ModelRunner:
     ) -> list[RowResult]:
         tokens = verify(step, proposals, logits, counts, self._config.synthetic_acceptance)
         listings = _listings(step, logits, counts, tokens)
-        return [self._result(*row) for row in zip(step, proposals, tokens, listings, strict=True)]
+        results = [self._result(*row) for row in zip(step, proposals, tokens, listings, strict=True)]
+        first = 0
+        for index, (item, count) in enumerate(zip(step, counts, strict=True)):
+            if count and (wanted := item.sequence.params.listed) is not None:
+                ids, values = list_tokens(logits[first : first + count], wanted, len(item.sequence.output))
+                results[index] = msgspec.structs.replace(results[index], listed_ids=ids, listed_logprobs=values)
+            first += count
+        return results
 
     def _result(
         self, item: ScheduledSequence, proposal: Proposal, tokens: list[int], listing: list[Listing]

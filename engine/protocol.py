@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import difflib
+from array import array
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from engine.sequence import REPETITION_PENALTIES, SamplingParams
+from engine.sequence import REPETITION_PENALTIES, ListedTokens, SamplingParams
 
 MAX_SEED = 2**63 - 1
 
@@ -191,16 +193,34 @@ class ChatCompletionRequest(SamplingRequest):
 
 
 class ScoreItem(_Body):
-    """target: what is fed after the prompt, and whose log-probabilities are wanted."""
+    """target: what is fed after the prompt, and whose log-probabilities are wanted. listed_ids: other tokens whose
+    log-probabilities are wanted too, as base64 of int32 (little-endian), the same number of them at each target token.
+    """
 
     prompt: Prompt
     target: Prompt
+    listed_ids: str | None = None
+
+    def listed(self, top: int, length: int, vocab_size: int) -> ListedTokens | None:
+        """What to list at each of `length` target tokens. Raises ApiError 400 for what is no list of token ids."""
+        if self.listed_ids is None:
+            return ListedTokens(min(top, vocab_size)) if top else None
+        try:
+            data = base64.b64decode(self.listed_ids, validate=True)
+        except ValueError:
+            data = b""
+        ids = array("i", data[: len(data) // 4 * 4])
+        if not data or len(data) % (4 * length) or not 0 <= min(ids) <= max(ids) < vocab_size:
+            message = f"listed_ids: expected base64 of int32 token ids, as many for each of {length} target tokens"
+            raise ApiError(400, message, param="listed_ids")
+        return ListedTokens(len(ids) // length, data)
 
 
 class ScoreRequest(_Body):
-    """POST /score."""
+    """POST /score. list_top: how many of the likeliest tokens to list at each target token whose item names none."""
 
     items: list[ScoreItem] = Field(min_length=1)
+    list_top: int = Field(0, ge=0, le=1024)
 
 
 class TokenizeRequest(_Body):

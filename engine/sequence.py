@@ -31,6 +31,15 @@ class SequenceStatus(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class ListedTokens:
+    """Tokens whose log-probabilities are wanted at each forced position: `count` of them, the likeliest ones or, given
+    `ids` (int32, little-endian, count for each forced token in turn), these."""
+
+    count: int
+    ids: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How to choose tokens. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 switch these filters off.
 
@@ -39,7 +48,7 @@ class SamplingParams:
     there at all; logit_bias: (token, what is added to its logit). They bind greedy requests too.
     logprobs: tell those of the chosen tokens, and top_logprobs: how many of the likeliest tokens beside each.
     forced: tokens that are fed through the decode path instead of sampled ones; the engine returns their
-    log-probabilities (the /score endpoint). max_tokens is then their number.
+    log-probabilities (the /score endpoint). max_tokens is then their number. listed: of which other tokens too.
     """
 
     max_tokens: int = 16
@@ -57,6 +66,7 @@ class SamplingParams:
     logprobs: bool = False
     top_logprobs: int = 0
     forced: tuple[int, ...] | None = None
+    listed: ListedTokens | None = None
 
     @property
     def greedy(self) -> bool:
@@ -147,13 +157,16 @@ class SequenceOutput(msgspec.Struct, frozen=True, gc=False):
     """What one step produced for one request. logprobs and top_logprobs run parallel to tokens (empty unless asked).
 
     top_logprobs: (token, log-probability) of the likeliest tokens at each position, at least as many as were asked for
-    and never none, so that flips against forced tokens can be counted.
+    and never none, so that flips against forced tokens can be counted. listed_ids, listed_logprobs: what
+    SamplingParams.listed asked for, see engine.layers.listing.
     """
 
     request_id: str
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...] = ()
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
+    listed_ids: bytes = b""
+    listed_logprobs: bytes = b""
     finish_reason: FinishReason | None = None
 
 

@@ -126,16 +126,19 @@ class Server:
     async def score(self, request: web.Request) -> web.Response:
         """Log-probabilities of given tokens, read through the decode path: the quality that is served."""
         body = await parse_body(ScoreRequest, request)
-        pairs = []
+        asked: list[tuple[list[int], SamplingParams]] = []
         for index, item in enumerate(body.items):
             prompt = await self._prompts.encode(item.prompt, f"items.{index}.prompt")
             target = await self._prompts.encode(item.target, f"items.{index}.target", add_special_tokens=False)
-            pairs.append((self._prompts.fit(prompt, len(target), f"items.{index}.target"), target))
-        self._check_queue(sum(len(prompt) for prompt, _ in pairs))
+            listed = item.listed(body.list_top, len(target), self._tokenizer.vocab_size)
+            params = SamplingParams(
+                max_tokens=len(target), ignore_eos=True, logprobs=True, forced=tuple(target), listed=listed
+            )
+            asked.append((self._prompts.fit(prompt, len(target), f"items.{index}.target"), params))
+        self._check_queue(sum(len(prompt) for prompt, _ in asked))
         streams: list[OutputStream] = []
         try:
-            for prompt, target in pairs:
-                params = SamplingParams(max_tokens=len(target), ignore_eos=True, logprobs=True, forced=tuple(target))
+            for prompt, params in asked:
                 streams.append(self._submit(_id("score"), prompt, params, 0, _tenant(request)))
             return json_response({"items": [await _scores(stream) for stream in streams]})
         finally:
@@ -233,16 +236,20 @@ async def _write_pieces(
         await response.write(shape.chunk(piece, first=False))
 
 
-async def _scores(stream: OutputStream) -> dict[str, list[Any]]:
-    scores: dict[str, list[Any]] = {"tokens": [], "logprobs": [], "top_tokens": []}
+async def _scores(stream: OutputStream) -> dict[str, Any]:
+    """listed_ids, listed_logprobs: see engine.layers.listing; base64 in JSON."""
+    scores: dict[str, Any] = {"tokens": [], "logprobs": [], "top_tokens": []}
+    listed = {"listed_ids": b"", "listed_logprobs": b""}
     finished = False
     while not finished:
         output = await stream.next()
         scores["tokens"] += output.tokens
         scores["logprobs"] += output.logprobs
         scores["top_tokens"] += [top[0][0] for top in output.top_logprobs]
+        listed["listed_ids"] += output.listed_ids
+        listed["listed_logprobs"] += output.listed_logprobs
         finished = output.finish_reason is not None
-    return scores
+    return scores | {name: data for name, data in listed.items() if data}
 
 
 def _tenant(request: web.Request, user: str | None = None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -167,6 +168,15 @@ async def test_score_takes_text_and_shows_what_greedy_decoding_had_chosen(
     assert score["tokens"] == Tokenizer(tiny_llama).encode(" asks again", add_special_tokens=False)
     assert score["top_tokens"] != score["tokens"]
     assert all(logprob < 0 for logprob in score["logprobs"])
+
+
+async def test_score_lists_the_likeliest_and_takes_them_back(http: aiohttp.ClientSession) -> None:
+    item = {"prompt": PROMPT, "target": " asks again"}
+    _, first = await post(http, "/score", {"items": [item], "list_top": 4})
+    (top,) = first["items"]
+    _, second = await post(http, "/score", {"items": [item | {"listed_ids": top["listed_ids"]}]})
+    assert second["items"][0]["listed_logprobs"] == top["listed_logprobs"]
+    assert len(base64.b64decode(top["listed_logprobs"])) == len(top["tokens"]) * 5 * 4
 
 
 async def test_chat_logprobs_are_listed_per_token(client: AsyncOpenAI, tiny_llama: Path) -> None:

@@ -34,7 +34,8 @@ DETAIL_CHARS = 300
 
 def main(load: Callable[[EngineConfig], LLMEngine]) -> int:
     """Load the model named by the first frame and serve until the other end closes. Returns the exit status."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API process decides.
+    for number in (signal.SIGINT, signal.SIGTERM):  # they may reach the whole group; the API process decides
+        signal.signal(number, signal.SIG_IGN)
     _die_with_parent()
     connection = Connection(socket.socket(fileno=int(sys.argv[1])))
     try:

@@ -160,7 +160,8 @@ class CoreClient(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
         if self._process is not None:
-            await _end(self._process)
+            # While it loads it does not read, and there is nothing to finish.
+            await _end(self._process, STOP_GRACE_S if self.ready.done() else 0.0)
         if self._burial is not None:
             await self._burial
 
@@ -237,11 +238,12 @@ def _environment(config: EngineConfig) -> dict[str, str]:
     return {**os.environ, **threads}
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end(process: asyncio.subprocess.Process, grace_s: float = STOP_GRACE_S) -> None:
     try:
-        await asyncio.wait_for(process.wait(), STOP_GRACE_S)
+        await asyncio.wait_for(process.wait(), grace_s)
     except TimeoutError:
-        process.kill()
+        if process.returncode is None:
+            process.kill()
         await process.wait()
 
 

@@ -13,6 +13,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from engine.core_client import CoreClient, EngineDied, OutputStream
+from engine.draining import Answers
 from engine.generation import Generation, Job, collect
 from engine.json_http import JSON, errors_as_json, json_response, parse_body
 from engine.metrics import Metrics
@@ -37,9 +38,10 @@ MAX_TENANT_CHARS = 256
 
 
 class Server:
-    """The routes over one step loop. max_model_len: tokens, as the loaded model has it."""
+    """The routes over one step loop. max_model_len: tokens, as the loaded model has it. answers: who is served now."""
 
     def __init__(self, core: CoreClient, tokenizer: Tokenizer, max_model_len: int) -> None:
+        self.answers = Answers()
         self._core = core
         self._tokenizer = tokenizer
         self._max_model_len = max_model_len
@@ -51,15 +53,16 @@ class Server:
     def application(self) -> web.Application:
         """Serve it with handler_cancellation, or the end of a connection will not abort its request."""
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[errors_as_json])
+        counted = self.answers.counted
         app.add_routes([
-            web.post("/v1/completions", self.completions),
-            web.post("/v1/chat/completions", self.chat_completions),
+            web.post("/v1/completions", counted(self.completions)),
+            web.post("/v1/chat/completions", counted(self.chat_completions)),
             web.get("/v1/models", self.models),
             web.get("/health", self.health),
             web.get("/metrics", self.metrics),
             web.get("/config", self.config),
-            web.post("/reconfigure", self.reconfigure),
-            web.post("/score", self.score),
+            web.post("/reconfigure", counted(self.reconfigure)),
+            web.post("/score", counted(self.score)),
             web.post("/tokenize", self._prompts.tokenize),
             web.post("/detokenize", self._prompts.detokenize),
         ])  # fmt: skip
@@ -93,7 +96,8 @@ class Server:
         return json_response({"object": "list", "data": [{**entry, "max_model_len": self._max_model_len}]})
 
     async def health(self, request: web.Request) -> web.Response:
-        """200 when the step loop answers, which it does between two steps."""
+        """200 when the step loop answers, which it does between two steps; 503 too once the server is to end."""
+        self.answers.check_open()
         if await self._core.ping(HEALTH_TIMEOUT_S):
             return web.Response()
         dead = self._core.death

@@ -1,7 +1,8 @@
 """A step loop without a model: the next token is the previous one plus one. For the API process's own behaviour.
 
 Run as a program it takes the place of `python -m engine.core_process`. Prompts that begin with CRASH, OUT_OF_MEMORY or
-REFUSE make it do that; STALL makes it give one token and then hold the request.
+REFUSE make it do that; STALL makes it give one token and then hold the request, AWAIT too, until the model's directory
+holds a file named RELEASE.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from engine.config import EngineConfig
 from engine.core import main
 from engine.sequence import EngineStats, SamplingParams, SequenceOutput
 
-CRASH, OUT_OF_MEMORY, REFUSE, STALL = 296, 297, 298, 299
+AWAIT, CRASH, OUT_OF_MEMORY, REFUSE, STALL = 295, 296, 297, 298, 299
+RELEASE = "release"
 NEVER_LOADS_SEED = 13
 MAX_MODEL_LEN = 256
 VOCAB_SIZE = 300
@@ -41,6 +43,10 @@ class _Request:
     @property
     def wants_a_step(self) -> bool:
         return self.prompt[0] != STALL or not self.output
+
+    @property
+    def awaits(self) -> bool:
+        return self.prompt[0] == AWAIT and bool(self.output)
 
 
 class FakeEngine:
@@ -74,7 +80,14 @@ class FakeEngine:
     def step(self) -> list[SequenceOutput]:
         self._steps += 1
         self.begun = [id for id, request in self._requests.items() if not request.output]
-        outputs = [self._next(id, request) for id, request in self._requests.items() if request.wants_a_step]
+        released = Path(self.config.model, RELEASE).exists()
+        outputs = [
+            self._next(id, request)
+            for id, request in self._requests.items()
+            if request.wants_a_step and (released or not request.awaits)
+        ]
+        if not outputs:
+            time.sleep(0.01)
         for output in outputs:
             if output.finish_reason:
                 del self._requests[output.request_id]

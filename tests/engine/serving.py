@@ -44,14 +44,16 @@ def command(config: Path, *options: str, fake: bool) -> list[str]:
 
 
 @contextmanager
-def running(settings: dict[str, Any], fake: bool = False) -> Iterator[Engine]:
+def running(settings: dict[str, Any], *options: str, fake: bool = False) -> Iterator[Engine]:
     """The engine, ready for requests; killed at the end if it still runs."""
     with tempfile.TemporaryDirectory() as name:
         config, log = Path(name, "engine.yaml"), Path(name, "stderr.txt")
         config.write_text(yaml.safe_dump(settings))
         with (
             log.open("w") as stderr,
-            subprocess.Popen(command(config, fake=fake), stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
+            subprocess.Popen(
+                command(config, *options, fake=fake), stdout=subprocess.PIPE, stderr=stderr, text=True
+            ) as process,
         ):
             try:
                 assert process.stdout is not None

@@ -137,21 +137,6 @@ async def test_the_exit_status_tells_a_crash_from_memory(
     assert await asyncio.to_thread(engine.process.wait) == exit_code
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_ends_both_processes_cleanly(
-    engine: Engine, http: aiohttp.ClientSession, number: signal.Signals
-) -> None:
-    async with http.post("/v1/completions", json={"prompt": HELD, "stream": True, "return_token_ids": True}) as held:
-        await held.content.readline()
-        (child,) = engine.children()
-        engine.process.send_signal(number)
-        rest = await held.content.read()
-    assert b"the engine is shutting down" in rest
-    assert await asyncio.to_thread(engine.process.wait) == 0
-    assert gone(child)
-    assert "Traceback" not in engine.stderr.read_text()
-
-
 async def test_the_end_of_sequence_token_is_counted_but_no_text(
     engine: Engine, http: aiohttp.ClientSession, checkpoint: Path
 ) -> None:

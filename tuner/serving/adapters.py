@@ -13,7 +13,8 @@ from engine.config import EngineConfig, ReconfigurationCost, knobs, parse_config
 from tuner.errors import ConfigRejected
 from tuner.serving.config import ServingConfig
 
-BUNDLED_COMMAND = (sys.executable, "-m", "engine")
+BUNDLED_COMMAND = (sys.executable, "-m", "engine", "--drain-timeout", "0")
+"""What still runs when the tuner ends its engine is of no use to anybody."""
 QUALITY_KNOBS = ("model", "dtype", "kv_cache_dtype", "kv_window", "kv_sink_tokens", "kv_heavy_tokens")
 """What the answers depend on, beyond rounding: see quality_key."""
 STEP_KNOBS = ("block_size", "max_num_batched_tokens", "prefill_chunk_size")

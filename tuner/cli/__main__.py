@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from tuner.cli import measure, study, trace
+from tuner.cli import measure, study, trace, trace_tools
 from tuner.cli.errors import ErrorGroup
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("recommend")(study.recommend_)
 app.command()(study.report)
 app.command()(study.export)
 app.command()(trace.record)
+trace.app.command()(trace_tools.inspect)
 app.add_typer(trace.app, name="trace")
 app.command()(measure.replay)
 

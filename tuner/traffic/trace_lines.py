@@ -8,13 +8,12 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from tuner.traffic.synthesis import DEFAULT_BLOCK_TOKENS
-from tuner.traffic.trace import Request
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +129,20 @@ def read_lines(path: Path) -> TraceLines:
     return TraceLines(msgspec.structs.replace(reader.header, provenance=provenance), lines)
 
 
-_Item = TypeVar("_Item", Request, RequestLine)
+class Turn(Protocol):
+    """What a request, its line and its facts have in common."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def arrival(self) -> float: ...
+    @property
+    def session(self) -> object: ...
+    @property
+    def think_time(self) -> object: ...
+
+
+_Item = TypeVar("_Item", bound=Turn)
 
 
 def arranged(reader: TraceReader, items: list[_Item]) -> dict[str, Any]:
@@ -150,8 +162,8 @@ def arranged(reader: TraceReader, items: list[_Item]) -> dict[str, Any]:
     return provenance
 
 
-def _check_first_turns(path: Path, items: Iterable[Request] | Iterable[RequestLine]) -> None:
-    seen: set[str] = set()
+def _check_first_turns(path: Path, items: Iterable[Turn]) -> None:
+    seen: set[object] = set()
     for item in items:
         if item.session and item.session not in seen:
             seen.add(item.session)

@@ -48,8 +48,11 @@ def slo_unreachable(requests: Sequence[Request], slos: Mapping[str, SLO], time_s
 def good_until(request: Request, slo: SLO) -> float:
     """Seconds after its arrival at which a request without an end can no longer be good; infinite if unknowable."""
     bounds = [slo.e2e if slo.e2e is not None else math.inf]
-    per_token = min(bound for bound in (slo.tpot, slo.itl, math.inf) if bound is not None)
+    longest_gap = slo.itl if slo.itl_quantile == 1 else None
+    per_token = min(bound for bound in (slo.tpot, longest_gap, math.inf) if bound is not None)
     tokens = expected_tokens(request)
-    if slo.ttft is not None and tokens is not None and per_token < math.inf:
-        bounds.append(slo.ttft + per_token * (tokens - 1))
+    known = slo.ttft_per_1k_prompt_tokens is None or request.prompt_tokens is not None
+    ttft = slo.ttft_bound(request.prompt_tokens) if known else None
+    if ttft is not None and tokens is not None and per_token < math.inf:
+        bounds.append(ttft + per_token * (tokens - 1))
     return min(bounds)

@@ -140,7 +140,7 @@ def score(measurement: Measurement, reference: Sequence[ProbeRecord], spec: Stud
 
 def slo_of(bounds: SLOSpec) -> SLO:
     """The study file's bounds in the words of scoring."""
-    return SLO(bounds.ttft, bounds.tpot, bounds.itl, bounds.e2e, bounds.attainment)
+    return SLO(**bounds.model_dump())
 
 
 def floor_of(spec: StudySpec, slice_name: str) -> Floor:

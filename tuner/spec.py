@@ -47,7 +47,8 @@ class TrafficSpec(_Section):
 class SLOSpec(_Section):
     """Bounds of one SLO class in seconds; a request is good when it meets all that are set.
 
-    attainment: share of the offered requests that must be good.
+    attainment: share of the offered requests that must be good. fluidity: share of a request's token deadlines that
+    must be met; the deadlines are ttft for the first token and tpot more for each one after it.
     """
 
     ttft: float | None = Field(None, gt=0)
@@ -55,12 +56,28 @@ class SLOSpec(_Section):
     itl: float | None = Field(None, gt=0, description="Longest gap between two tokens of the request.")
     e2e: float | None = Field(None, gt=0)
     attainment: float = Field(0.95, gt=0, lt=1)
+    ttft_per_1k_prompt_tokens: float | None = Field(None, gt=0, description="Added to ttft per 1,000 prompt tokens.")
+    itl_quantile: float = Field(1.0, gt=0, le=1, description="Of a request's gaps, the one that itl bounds; 1: longest.")
+    fluidity: float | None = Field(None, gt=0, le=1)
 
     @model_validator(mode="after")
-    def _has_a_bound(self) -> SLOSpec:
-        if self.ttft is None and self.tpot is None and self.itl is None and self.e2e is None:
+    def _consistent(self) -> SLOSpec:
+        has_ttft = self.ttft is not None or self.ttft_per_1k_prompt_tokens is not None
+        if not has_ttft and self.tpot is None and self.itl is None and self.e2e is None:
             raise ValueError("expected at least one bound of ttft, tpot, itl, e2e (seconds)")
+        if self.fluidity is not None and (not has_ttft or self.tpot is None):
+            raise ValueError("fluidity needs ttft and tpot, the deadlines of the first token and of those after it")
+        if "itl_quantile" in self.model_fields_set and self.itl is None:
+            raise ValueError("itl_quantile needs itl, the bound of that gap")
         return self
+
+
+class CostSpec(_Section):
+    """What the machine costs, to tell goodput per device-hour and per unit of currency."""
+
+    price_per_hour: float = Field(gt=0, description="Of one device (GPU, or machine without one).")
+    devices: int = Field(1, ge=1, description="Devices that the engine runs on.")
+    currency: str = Field("USD", pattern=r"^[A-Za-z€$£¥]{1,8}$")
 
 
 class FloorSpec(_Section):
@@ -116,6 +133,7 @@ class StudySpec(_Section):
     search_space: Path | dict[str, Any]
     tail: TailSpec
     budget: BudgetSpec = BudgetSpec()  # type: ignore[call-arg]
+    cost: CostSpec | None = None
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")

@@ -10,16 +10,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tuner.scoring.intervals import proportion_interval
+from tuner.scoring.fluidity import FLUID_SHARE, smallest_token_gap
+from tuner.scoring.intervals import effective_size, proportion_interval, proportion_lower
 from tuner.scoring.slo import (
     LATENCIES,
     SLO,
     attainment_violation,
     badness,
+    failure_reason,
     finished,
     latencies,
     token_gaps,
-    wrong_length,
 )
 from tuner.traffic.trace import RequestRecord
 
@@ -44,8 +45,12 @@ class ClassMetrics:
     where nothing finished. errors: why requests are bad whatever their latency (see failure_reason) -> how many.
 
     offered: requests scheduled in the window, whatever became of them. good: those that met every bound of their SLO.
-    attainment: good / offered with its Clopper-Pearson interval. target: the attainment the SLO asks for.
-    violation: signed, <= 0 when the SLO holds (see slo.violation).
+    attainment: good / offered with its Clopper-Pearson interval on the effective sample size. target: the attainment
+    the SLO asks for. violation: signed, <= 0 when the SLO holds (see slo.violation).
+
+    effective: requests that would tell as much if they were independent of each other. lower: one-sided 95 % bound of
+    the attainment, on as many; the SLO is proven where it reaches the target. fluid_token_rate: tokens per second at
+    which 99 % of the offered requests deliver 90 % of their tokens in time after the first; None where unknown.
     """
 
     name: str
@@ -57,6 +62,9 @@ class ClassMetrics:
     target: float
     violation: float
     percentiles: Mapping[str, Mapping[int, float]]
+    effective: float = 0.0
+    lower: float = 0.0
+    fluid_token_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +122,7 @@ def tail_latency(records: Sequence[RequestRecord], metric: str, percentile: floa
     never improves the tail. Requests for which the metric is undefined (tpot of one token) are left out.
     """
     values = [
-        worst if not finished(record) or wrong_length(record) else min(latencies(record).get(metric, math.nan), worst)
+        worst if failure_reason(record) is not None else min(latencies(record).get(metric, math.nan), worst)
         for record in records
     ]
     defined = [value for value in values if not math.isnan(value)]
@@ -143,25 +151,45 @@ def _group(name: str, judged: Sequence[_Judged], slos: Mapping[str, SLO]) -> Cla
     """Metrics of a class or of a tenant; a tenant with several classes is held to the strictest attainment of them."""
     good = sum(one.good for one in judged)
     target = max((one.target for one in judged), default=slos[name].attainment if name in slos else 0.0)
-    low, high = proportion_interval(good, len(judged))
+    violation = attainment_violation([one.badness for one in judged], target)
+    effective = _effective(judged, violation)
+    share = good / len(judged) if judged else 1.0
     return ClassMetrics(
         name=name,
         offered=len(judged),
         finished=sum(finished(one.record) for one in judged),
         good=good,
         errors=Counter(reason for one in judged if (reason := failure_reason(one.record)) is not None),
-        attainment=Interval(good / len(judged) if judged else 1.0, low, high),
+        attainment=Interval(share, *proportion_interval(share * effective, effective)),
         target=target,
-        violation=attainment_violation([one.badness for one in judged], target),
+        violation=violation,
         percentiles=_latency_table([one.record for one in judged if finished(one.record)]),
+        effective=effective,
+        lower=proportion_lower(share * effective, effective),
+        fluid_token_rate=fluid_token_rate([one.record for one in judged]),
     )
 
 
-def failure_reason(record: RequestRecord) -> str | None:
-    """Why a request is bad whatever its latency: its error, "unfinished" or "wrong_length"; None if it was answered."""
-    if not finished(record):
-        return record.error or "unfinished"
-    return "wrong_length" if wrong_length(record) else None
+def _effective(judged: Sequence[_Judged], violation: float) -> float:
+    """Of the goods in the order of arrival. Where fewer are bad than may be, of the worst that the SLO does not need:
+    a class without a bad request shows no correlation, and is not independent for that."""
+    threshold = min(violation, 0.0)
+    ordered = sorted(judged, key=lambda one: (one.record.scheduled, one.record.request_id, one.badness))
+    return effective_size([one.badness > threshold for one in ordered])
+
+
+def fluid_token_rate(records: Sequence[RequestRecord]) -> float | None:
+    """Tokens per second, once the first token is there, at which FLUID_SHARE of the offered requests flow.
+
+    0 where more than the others are bad whatever their latency. None where no rate is too fast (answers of one chunk),
+    and where nothing was offered. Source: Etalon's fluid token generation rate (arXiv 2407.07000).
+    """
+    gaps = [
+        math.inf if failure_reason(record) is not None else smallest_token_gap([0.0, *token_gaps(record)])
+        for record in records
+    ]
+    slowest = percentiles(gaps, (round(100 * FLUID_SHARE),)).get(round(100 * FLUID_SHARE), 0.0)
+    return 1 / slowest if slowest > 0 else None
 
 
 def _latency_table(answered: Sequence[RequestRecord]) -> dict[str, dict[int, float]]:

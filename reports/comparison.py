@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from reports.style import compared
 from reports.text import NONE, interval, number, percent_interval, seconds
-from tuner.results import StudyResults, TrialResult
+from tuner.results import StudyResults, TrialResult, cost_of
+from tuner.scoring.cost import Cost
 from tuner.scoring.metrics import Interval
 
 
@@ -31,7 +32,8 @@ class _Value:
 
 def info(results: StudyResults, recommended: int | None) -> tuple[Row, ...]:
     """Goodput, p95 latencies and attainment by class, quality; intervals are 95 %."""
-    values = [dict(_values(trial)) for _, trial in compared(results, recommended)]
+    cost = cost_of(results.spec)
+    values = [dict(_values(trial, cost)) for _, trial in compared(results, recommended)]
     before, after = values[0], values[1] if len(values) > 1 else {}
     rows = []
     for metric in dict.fromkeys([*before, *after]):
@@ -42,10 +44,12 @@ def info(results: StudyResults, recommended: int | None) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def _values(trial: TrialResult) -> Iterator[tuple[str, _Value]]:
+def _values(trial: TrialResult, cost: Cost | None) -> Iterator[tuple[str, _Value]]:
     traffic, quality = trial.traffic, trial.quality
     if traffic is not None:
         yield "goodput", _Value(interval(traffic.goodput), traffic.goodput.value, "requests/s")
+        for name, per in cost.of(traffic.goodput).items() if cost is not None else ():
+            yield name, _Value(interval(per), per.value, "requests")
         yield "output", _Value(number(traffic.output_tokens_per_second), traffic.output_tokens_per_second, "tokens/s")
         for name, one in traffic.classes.items():
             for metric in ("ttft", "tpot"):

@@ -125,6 +125,24 @@ def print_replay(metrics: TrafficMetrics, slos: Mapping[str, SLO]) -> None:
     lag = metrics.send_lag.get(99)
     console.print(f"send lag p99 {'-' if lag is None else f'{lag * 1e3:.1f} ms'}")
     console.print(_replay_table(metrics.classes.values(), slos))
+    console.print(_share_table("class", metrics.classes.values()))
+    if len(metrics.tenants) > 1:
+        console.print(_share_table("tenant", metrics.tenants.values()))
+
+
+def _share_table(kind: str, groups: Iterable[ClassMetrics]) -> Table:
+    """Attainment, what it proves, and the pace at which answers flow."""
+    table = Table(box=None, pad_edge=False)
+    for heading in (kind, "good", "of", "worth", "attainment", "proven", "target", "fluid tokens/s"):
+        table.add_column(heading, justify="left" if heading == kind else "right")
+    for found in groups:
+        share, pace = found.attainment, found.fluid_token_rate
+        table.add_row(
+            found.name, str(found.good), str(found.offered), f"{found.effective:.0f}",
+            f"{share.value:.3f} [{share.low:.3f}, {share.high:.3f}]", f"{found.lower:.3f}", f"{found.target:g}",
+            "-" if pace is None else f"{pace:.1f}",
+        )  # fmt: skip
+    return table
 
 
 def _gain_table(gains: Iterable[Gain], last: str) -> Table:
@@ -133,14 +151,14 @@ def _gain_table(gains: Iterable[Gain], last: str) -> Table:
     for heading in ("baseline", last):
         table.add_column(heading, justify="right")
     for gain in gains:
-        if gain.name in ("goodput", "quality") or gain.name.endswith(SHOWN_METRICS):
+        if gain.name == "quality" or gain.name.startswith("goodput") or gain.name.endswith(SHOWN_METRICS):
             unit = f" ({gain.unit})" if gain.unit else ""
             table.add_row(f"{gain.name}{unit}", *_gain_cells(gain))
     return table
 
 
 def _gain_cells(gain: Gain) -> tuple[str, str]:
-    digits = 2 if gain.name == "goodput" else 4
+    digits = 2 if gain.name.startswith("goodput") else 4
 
     def cell(value: float | None, low_high: tuple[float, float] | None) -> str:
         if value is None:
@@ -162,12 +180,20 @@ def _replay_table(classes: Iterable[ClassMetrics], slos: Mapping[str, SLO]) -> T
     for found in classes:
         first = [found.name, str(found.offered), str(found.finished), str(found.good)]
         for metric, ranks in found.percentiles.items():
-            bound = slos[found.name].bounds.get(metric)
+            bound = _bound(slos[found.name], metric)
             values = [f"{ranks[rank]:.4f}" for rank in (50, 90, 95, 99)]
-            table.add_row(*first, metric, "-" if bound is None else f"{bound:g}", *values)
+            table.add_row(*first, metric, bound, *values)
             first = ["", "", "", ""]
         if not found.percentiles:
             table.add_row(*first)
         for error, count in sorted(found.errors.items()):
             table.add_row("", "", "", "", f"{error}: {count}")
     return table
+
+
+def _bound(slo: SLO, metric: str) -> str:
+    bound = slo.bounds.get(metric)
+    if metric == "ttft" and slo.ttft_per_1k_prompt_tokens is not None:
+        return f"{bound or 0:g} + {slo.ttft_per_1k_prompt_tokens:g}/1k"
+    quantile = f" (q {slo.itl_quantile:g})" if metric == "itl" and slo.itl_quantile is not None else ""
+    return "-" if bound is None else f"{bound:g}{quantile}"

@@ -48,7 +48,7 @@ def slo_unreachable(requests: Sequence[Request], slos: Mapping[str, SLO], time_s
 def good_until(request: Request, slo: SLO) -> float:
     """Seconds after its arrival at which a request without an end can no longer be good; infinite if unknowable."""
     bounds = [slo.e2e if slo.e2e is not None else math.inf]
-    longest_gap = slo.itl if slo.itl_quantile == 1 else None
+    longest_gap = slo.itl if slo.itl_quantile is None else None
     per_token = min(bound for bound in (slo.tpot, longest_gap, math.inf) if bound is not None)
     tokens = expected_tokens(request)
     known = slo.ttft_per_1k_prompt_tokens is None or request.prompt_tokens is not None

@@ -10,13 +10,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import aiohttp
+from pydantic import ValidationError
 
 from engine.config import load_config
+from tuner.results import slo_of
 from tuner.scoring.metrics import TrafficMetrics, traffic_metrics
-from tuner.scoring.slo import LATENCIES, SLO
+from tuner.scoring.slo import SLO
 from tuner.serving.api import EngineApi
 from tuner.serving.config import ServingConfig
 from tuner.serving.testbed import EngineSettings, LiveTestbed, Load
+from tuner.spec import SLOSpec, first_problem
 from tuner.traffic.replay import replay
 
 
@@ -59,17 +62,25 @@ def parse_slos(given: Iterable[str], classes: Iterable[str]) -> dict[str, SLO]:
         slo_class, _, metric = key.rpartition(".")
         if slo_class not in bounds:
             raise ValueError(f"--slo {option}: expected CLASS.METRIC=VALUE with a class of {', '.join(names)}")
-        if metric not in (*LATENCIES, "attainment"):
-            near = difflib.get_close_matches(metric, LATENCIES, n=1)
+        if metric not in SLOSpec.model_fields:
+            near = difflib.get_close_matches(metric, SLOSpec.model_fields, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"--slo {option}: expected a metric of {', '.join(LATENCIES)}, attainment{hint}")
+            raise ValueError(f"--slo {option}: expected a metric of {', '.join(SLOSpec.model_fields)}{hint}")
         try:
             bounds[slo_class][metric] = float(value)
         except ValueError:
             raise ValueError(f"--slo {option}: expected a number after '='") from None
-        if not bounds[slo_class][metric] > 0 or (metric == "attainment" and not bounds[slo_class][metric] < 1):
-            raise ValueError(f"--slo {option}: expected {'a share below 1' if metric == 'attainment' else 'seconds'}")
-    return {name: SLO(**values) for name, values in bounds.items()}
+    return {name: _slo(name, values) for name, values in bounds.items()}
+
+
+def _slo(slo_class: str, values: dict[str, float]) -> SLO:
+    # Without bounds a good request is one that was answered; a study file, which has to ask for more, refuses that.
+    unbounded = values.keys() <= {"attainment"}
+    try:
+        spec = SLOSpec.model_validate(values | ({"e2e": 1.0} if unbounded else {}))
+    except ValidationError as error:
+        raise ValueError(f"--slo {slo_class}.{first_problem(error)}") from None
+    return SLO(attainment=spec.attainment) if unbounded else slo_of(spec)
 
 
 def parse_window(text: str) -> tuple[float, float]:

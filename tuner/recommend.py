@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuner.results import StudyResults, TrialResult
+from tuner.results import StudyResults, TrialResult, cost_of
+from tuner.scoring.cost import Cost
 from tuner.scoring.metrics import Interval
 
 RULE = (
@@ -27,7 +28,7 @@ TESTING = ("recorded_rate", "holdout", "repeat")
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """One number of the recommended configuration beside the baseline's. unit: "requests/s", "s" or "".
+    """One number of the recommended configuration beside the baseline's. unit: "requests/s", "requests", "s" or "".
 
     Intervals are 95 %, None where the number is a percentile of one replay. None: the trial does not have the number.
     """
@@ -77,7 +78,7 @@ def recommend(results: StudyResults) -> Recommendation:
         verdict=_verdict(chosen, results, kept, missed),
         reasons=tuple(reasons),
         runners_up=tuple(others[:3]),
-        gains=_gains(results.baseline, chosen),
+        gains=_gains(results.baseline, chosen, cost_of(results.spec)),
         deployable=chosen.number not in missed,
     )
 
@@ -191,7 +192,7 @@ def _abstain(results: StudyResults) -> Recommendation:
         verdict=f"No recommendation: nothing is feasible; trial {closest.number} comes closest and misses {name} by "
         f"{value:.3f} ({_meaning(name)}).",
         reasons=tuple(f"{key} is missed by {n} of {len(measured)} trials." for key, n in sorted(counts.items())),
-        gains=_gains(results.baseline, closest),
+        gains=_gains(results.baseline, closest, cost_of(results.spec)),
         least_violating=closest,
         binding_constraint=name,
         binding_violation=value,
@@ -202,11 +203,12 @@ def _meaning(constraint: str) -> str:
     return "ln of latency / bound" if constraint.startswith("slo:") else "nats per token, or share of answers kept"
 
 
-def _gains(baseline: TrialResult, chosen: TrialResult) -> tuple[Gain, ...]:
-    old, new = _figures(baseline), _figures(chosen)
+def _gains(baseline: TrialResult, chosen: TrialResult, cost: Cost | None) -> tuple[Gain, ...]:
+    old, new = _figures(baseline, cost), _figures(chosen, cost)
     gains = []
     for name in dict.fromkeys([*new, *old]):
-        unit = "requests/s" if name == "goodput" else "" if name == "quality" else "s"
+        per = "requests" if name.startswith("goodput per ") else "s"
+        unit = {"goodput": "requests/s", "quality": ""}.get(name, per)
         before, after = old.get(name), new.get(name)
         values = [figure.value if isinstance(figure, Interval) else figure for figure in (before, after)]
         intervals = [figure if isinstance(figure, Interval) else None for figure in (before, after)]
@@ -214,11 +216,13 @@ def _gains(baseline: TrialResult, chosen: TrialResult) -> tuple[Gain, ...]:
     return tuple(gains)
 
 
-def _figures(trial: TrialResult) -> dict[str, Interval | float]:
-    """goodput, quality, and "<class> p95 <metric>" for what was measured."""
+def _figures(trial: TrialResult, cost: Cost | None) -> dict[str, Interval | float]:
+    """goodput, also per device-hour and per unit of currency where the cost is known, quality, and
+    "<class> p95 <metric>" for what was measured."""
     figures: dict[str, Interval | float] = {}
     if trial.traffic is not None:
         figures["goodput"] = trial.traffic.goodput
+        figures |= {} if cost is None else cost.of(trial.traffic.goodput)
     if trial.quality is not None:
         figures["quality"] = _quality(trial)
     for name, found in trial.traffic.classes.items() if trial.traffic is not None else ():

@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 from tuner.pareto import non_dominated
+from tuner.scoring.cost import Cost
 from tuner.scoring.doubts import Doubt, doubts
 from tuner.scoring.metrics import TrafficMetrics, tail_latency, traffic_metrics
 from tuner.scoring.quality import Floor, ProbeRecord, QualityScore, quality_score
@@ -141,6 +142,11 @@ def score(measurement: Measurement, reference: Sequence[ProbeRecord], spec: Stud
 def slo_of(bounds: SLOSpec) -> SLO:
     """The study file's bounds in the words of scoring."""
     return SLO(**bounds.model_dump())
+
+
+def cost_of(spec: StudySpec) -> Cost | None:
+    """What the study's machine costs, if its file says so."""
+    return None if spec.cost is None else Cost(**spec.cost.model_dump())
 
 
 def floor_of(spec: StudySpec, slice_name: str) -> Floor:

@@ -57,18 +57,18 @@ class SLOSpec(_Section):
     e2e: float | None = Field(None, gt=0)
     attainment: float = Field(0.95, gt=0, lt=1)
     ttft_per_1k_prompt_tokens: float | None = Field(None, gt=0, description="Added to ttft per 1,000 prompt tokens.")
-    itl_quantile: float = Field(1.0, gt=0, le=1, description="Of a request's gaps, the one that itl bounds; 1: longest.")
+    itl_quantile: float | None = Field(None, gt=0, le=1, description="Which gap itl bounds; none: the longest.")
     fluidity: float | None = Field(None, gt=0, le=1)
 
     @model_validator(mode="after")
     def _consistent(self) -> SLOSpec:
         has_ttft = self.ttft is not None or self.ttft_per_1k_prompt_tokens is not None
-        if not has_ttft and self.tpot is None and self.itl is None and self.e2e is None:
-            raise ValueError("expected at least one bound of ttft, tpot, itl, e2e (seconds)")
         if self.fluidity is not None and (not has_ttft or self.tpot is None):
             raise ValueError("fluidity needs ttft and tpot, the deadlines of the first token and of those after it")
-        if "itl_quantile" in self.model_fields_set and self.itl is None:
+        if self.itl_quantile is not None and self.itl is None:
             raise ValueError("itl_quantile needs itl, the bound of that gap")
+        if not has_ttft and self.tpot is None and self.itl is None and self.e2e is None:
+            raise ValueError("expected at least one bound of ttft, tpot, itl, e2e (seconds)")
         return self
 
 
@@ -161,7 +161,7 @@ def parse_spec(values: dict[str, Any], source: str, base: Path) -> StudySpec:
     try:
         spec = StudySpec.model_validate(values)
     except ValidationError as error:
-        raise ValueError(f"{source}: {_first_problem(error)}") from None
+        raise ValueError(f"{source}: {first_problem(error)}") from None
     return _resolve_paths(spec, base)
 
 
@@ -181,7 +181,8 @@ def _resolve_paths(spec: StudySpec, base: Path) -> StudySpec:
     )
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
+    """The first mistake in one line: the key, what was expected, the nearest valid key."""
     problem = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":

@@ -256,11 +256,19 @@ BAD = [
     ),
     (
         "an unknown metric", ["replay", "{dir}/trace.jsonl", "--url", "http://x", "--slo", "chat.tpto=1"],
-        "expected a metric of ttft, tpot, itl, e2e, attainment; did you mean tpot?",
+        "ttft_per_1k_prompt_tokens, itl_quantile, fluidity; did you mean tpot?",
     ),
     (
         "a bound that is no number", ["replay", "{dir}/trace.jsonl", "--url", "http://x", "--slo", "chat.ttft=fast"],
         "--slo chat.ttft=fast: expected a number after '='",
+    ),
+    (
+        "an attainment above one", ["replay", "{dir}/trace.jsonl", "--url", "http://x", "--slo", "chat.attainment=2"],
+        "--slo chat.attainment: Input should be less than 1 (given: 2.0)",
+    ),
+    (
+        "fluidity without deadlines", ["replay", "{dir}/trace.jsonl", "--url", "http://x", "--slo", "chat.fluidity=1"],
+        "--slo chat.fluidity needs ttft and tpot",
     ),
     ("a negative scale", ["replay", "{dir}/trace.jsonl", "--url", "http://x", "--time-scale", "-1"], "--time-scale -1"),
     ("an engine file that is bad", ["replay", "{dir}/trace.jsonl", "--engine", "{dir}/key.yaml"], "unknown setting"),

@@ -56,6 +56,8 @@ def test_it_counts_each_record_once() -> None:
 DEADLINES = [
     ("first token and pace", SLO(ttft=0.4, tpot=0.05), 0.4 + 3 * 0.05),
     ("the tighter pace", SLO(ttft=0.4, tpot=0.05, itl=0.02), 0.4 + 3 * 0.02),
+    ("a tail that lets one gap be long", SLO(ttft=0.4, itl=0.02, itl_quantile=0.9), math.inf),
+    ("a first token by its prompt", SLO(ttft=0.4, tpot=0.05, ttft_per_1k_prompt_tokens=50.0), 0.5 + 3 * 0.05),
     ("the whole answer", SLO(e2e=0.3), 0.3),
     ("the tighter of both", SLO(ttft=0.4, tpot=0.05, e2e=0.5), 0.5),
     ("a first token alone says nothing", SLO(ttft=0.4), math.inf),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from tests.fakes import cases
 from tests.tuner.builders import answered, failed, requests
-from tuner.scoring.intervals import proportion_interval, proportion_lower
-from tuner.scoring.metrics import percentiles, tail_latency, traffic_metrics
+from tuner.scoring.cost import Cost
+from tuner.scoring.intervals import effective_size, proportion_interval, proportion_lower
+from tuner.scoring.metrics import Interval, percentiles, tail_latency, traffic_metrics
 from tuner.scoring.slo import SLO
 from tuner.traffic.trace import RequestRecord
 
@@ -85,6 +89,74 @@ def test_proportion_bounds_are_those_of_scipy(counts: tuple[int, int]) -> None:
     assert proportion_interval(successes, trials) == pytest.approx((exact.low, exact.high), abs=1e-9)
     one_sided = binomtest(successes, trials, alternative="greater").proportion_ci(0.95, method="exact")
     assert proportion_lower(successes, trials) == pytest.approx(one_sided.low, abs=1e-9)
+
+
+def _gaussian_chain(rng: np.random.Generator, n: int, rho: float) -> np.ndarray:
+    noise = rng.standard_normal(n)
+    values = np.empty(n)
+    values[0] = noise[0]
+    for i in range(1, n):
+        values[i] = rho * values[i - 1] + math.sqrt(1 - rho * rho) * noise[i]
+    return values
+
+
+def _covered(rho: float) -> tuple[float, float]:
+    """Of 200 replays of 200 requests whose log-latencies are such a chain, how often the 95 % interval of attainment
+    holds the true 0.9: as reported, and as it would be for independent requests."""
+    rng, reported, independent = np.random.default_rng(7), 0, 0
+    for _ in range(200):
+        latencies = np.exp(_gaussian_chain(rng, 200, rho) - norm.ppf(0.9))
+        records = [answered(float(x), scheduled=float(i), name=str(i)) for i, x in enumerate(latencies)]
+        chat = traffic_metrics(records, {"chat": SLO(ttft=1.0, attainment=0.9)}, duration=200.0).classes["chat"]
+        reported += chat.attainment.low <= 0.9 <= chat.attainment.high
+        plain = binomtest(chat.good, chat.offered).proportion_ci(0.95, method="exact")
+        independent += plain.low <= 0.9 <= plain.high
+    return reported / 200, independent / 200
+
+
+def test_attainment_is_covered_where_requests_depend_on_each_other() -> None:
+    reported, independent = _covered(rho=0.8)
+    assert reported > 0.85 and independent < 0.72
+    assert _covered(rho=0.0)[0] > 0.93
+
+
+EFFECTIVE = [
+    ("nothing", [], 0.0, 0.0),
+    ("two", [0, 1], 2.0, 2.0),
+    ("all alike", [1] * 50, 50.0, 50.0),
+    ("taking turns is no worse than independence", [0, 1] * 25, 50.0, 50.0),
+    ("one half good, then one half bad", [1] * 25 + [0] * 25, 1.0, 1.5),
+    ("runs of five", ([1] * 5 + [0] * 5) * 20, 30.0, 60.0),
+]
+
+
+@pytest.mark.parametrize(("values", "least", "most"), cases(EFFECTIVE))
+def test_effective_size(values: list[int], least: float, most: float) -> None:
+    assert least <= effective_size(values) <= most
+
+
+def test_a_long_chain_is_worth_what_the_formula_says() -> None:
+    chain = _gaussian_chain(np.random.default_rng(1), 20_000, 0.5)
+    assert effective_size(chain.tolist()) == pytest.approx(20_000 / 3, rel=0.05)
+
+
+def test_a_class_without_a_bad_request_may_still_be_correlated() -> None:
+    """The worst come together: a queue filled up once, and nobody was late yet."""
+    slow = [answered(0.9 if 40 <= i < 60 else 0.1 + i / 1e4, scheduled=float(i), name=str(i)) for i in range(200)]
+    spread = [answered(0.9 if i % 10 == 0 else 0.1 + i / 1e4, scheduled=float(i), name=str(i)) for i in range(200)]
+    slo = {"chat": SLO(ttft=1.0, attainment=0.9)}
+    together, apart = (traffic_metrics(r, slo, duration=200.0).classes["chat"] for r in (slow, spread))
+    assert together.good == apart.good == 200
+    assert together.effective < 20 < 200 == apart.effective
+    assert together.lower < 0.9 < apart.lower
+
+
+def test_goodput_per_device_hour_and_per_unit_of_currency() -> None:
+    found = Cost(price_per_hour=2.5, devices=4, currency="EUR").of(Interval(2.0, 1.0, 3.0))
+    assert found == {
+        "goodput per device-hour": Interval(1800.0, 900.0, 2700.0),
+        "goodput per EUR": Interval(720.0, 360.0, 1080.0),
+    }
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from tests.fakes import cases
 from tests.tuner.builders import answered, failed, requests
-from tuner.scoring.slo import BADNESS_CAP, SLO, badness, is_good, latencies, required_good, violation
+from tuner.scoring.slo import BADNESS_CAP, SLO, badness, cause, is_good, latencies, required_good, violation
 from tuner.traffic.trace import RequestRecord
 
 BOUNDS = ("ttft", "tpot", "itl", "e2e")
+TAIL = SLO(itl=1.0, itl_quantile=0.9)
+FLUID = SLO(ttft=1.0, tpot=0.125, fluidity=0.9)
 slos = st.builds(
     SLO,
     *[st.one_of(st.none(), st.floats(1e-6, 100.0)) for _ in BOUNDS],
@@ -39,6 +41,20 @@ slos = st.builds(
             ("tokens came, then an error", answered(0.1, error="truncated"), SLO(ttft=9.0), False),
             ("tokens came, no end", answered(0.1, finish_reason=None), SLO(ttft=9.0), False),
             ("ended without a token", failed(None, finish_reason="stop"), SLO(ttft=9.0), False),
+            (
+                "a long prompt has longer",
+                answered(0.9, prompt_tokens=2000),
+                SLO(0.5, ttft_per_1k_prompt_tokens=0.2),
+                True,
+            ),
+            ("a short one has not", answered(0.9, prompt_tokens=1000), SLO(0.5, ttft_per_1k_prompt_tokens=0.2), False),
+            ("by its length alone", answered(0.5, prompt_tokens=2000), SLO(ttft_per_1k_prompt_tokens=0.25), True),
+            ("of unknown length", answered(0.6, prompt_tokens=None), SLO(0.5, ttft_per_1k_prompt_tokens=9.0), False),
+            ("one gap of ten too long, the tail asks for nine", answered(0.1, [0.1] * 9 + [5.0]), TAIL, True),
+            ("two gaps of ten too long", answered(0.1, [0.1] * 8 + [5.0] * 2), TAIL, False),
+            ("a stall that the lead of early tokens pays for", answered(0.1, [0.0, 0.0, 0.375]), FLUID, True),
+            ("the same stall without a lead", answered(1.0, [0.125, 0.125, 0.375]), FLUID, False),
+            ("late and fluid, but slow on average", answered(1.0, [0.5, 0.0, 0.0, 0.0]), FLUID, False),
             ("counts from the schedule, not from sending", answered(0.6, sent=0.5), SLO(ttft=0.5), False),
         ]
     ),
@@ -65,6 +81,22 @@ def test_badness_is_the_log_of_the_worst_ratio() -> None:
 @pytest.mark.parametrize("offered", [1, 20, 100, 300])
 def test_required_good_is_exact_where_binary_fractions_are_not(percent: int, offered: int) -> None:
     assert required_good(percent / 100, offered) == math.ceil(Fraction(percent, 100) * offered)
+
+
+@pytest.mark.parametrize(
+    "record, expected",
+    cases(
+        [
+            ("good", answered(0.1, [0.1]), None),
+            ("refused", failed("refused"), "refused"),
+            ("cut short", answered(0.1, expected_tokens=4), "wrong_length"),
+            ("first token late", answered(0.9, [0.1]), "ttft"),
+            ("both late, the pace by more", answered(0.6, [0.9]), "tpot"),
+        ]
+    ),
+)
+def test_the_cause_of_a_bad_request_is_the_bound_it_misses_most(record: RequestRecord, expected: str | None) -> None:
+    assert cause(record, SLO(ttft=0.5, tpot=0.3)) == expected
 
 
 def _share_of_good(records: list[RequestRecord], slo: SLO) -> Fraction:

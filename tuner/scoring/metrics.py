@@ -20,6 +20,7 @@ from tuner.scoring.slo import (
     failure_reason,
     finished,
     latencies,
+    smallest_bound,
     token_gaps,
 )
 from tuner.traffic.trace import RequestRecord
@@ -188,7 +189,7 @@ def fluid_token_rate(records: Sequence[RequestRecord]) -> float | None:
         math.inf if failure_reason(record) is not None else smallest_token_gap([0.0, *token_gaps(record)])
         for record in records
     ]
-    slowest = percentiles(gaps, (round(100 * FLUID_SHARE),)).get(round(100 * FLUID_SHARE), 0.0)
+    slowest = smallest_bound(gaps, FLUID_SHARE) if gaps else 0.0
     return 1 / slowest if slowest > 0 else None
 
 

@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from tuner.scoring.fluidity import deadline_stretch
 from tuner.traffic.trace import RequestRecord
 
@@ -21,8 +19,8 @@ class SLO:
     """Bounds in seconds, None where unset, and the share of the offered requests that must meet all of them.
 
     ttft_per_1k_prompt_tokens: added to ttft for each thousand tokens of the request's prompt; alone, it is the whole
-    bound. itl_quantile: which of a request's gaps the itl bound holds, 1 for the longest. fluidity: share of the token
-    deadlines that must be met; ttft and tpot, which it needs, are then the deadlines too (see scoring.fluidity).
+    bound. itl_quantile: which of a request's gaps the itl bound holds, None for the longest. fluidity: share of the
+    token deadlines that must be met; ttft and tpot, which it needs, are then the deadlines too (see scoring.fluidity).
     """
 
     ttft: float | None = None
@@ -31,7 +29,7 @@ class SLO:
     e2e: float | None = None
     attainment: float = 0.95
     ttft_per_1k_prompt_tokens: float | None = None
-    itl_quantile: float = 1.0
+    itl_quantile: float | None = None
     fluidity: float | None = None
 
     @property
@@ -90,8 +88,8 @@ def distances(record: RequestRecord, slo: SLO) -> dict[str, float]:
     For fluidity: ln of the factor by which all deadlines would have to be longer. Within [-BADNESS_CAP, BADNESS_CAP].
     """
     values = dict(latencies(record))
-    if slo.itl is not None and slo.itl_quantile < 1 and "itl" in values:
-        values["itl"] = float(np.quantile(token_gaps(record), slo.itl_quantile, method="higher"))
+    if slo.itl_quantile is not None and "itl" in values:
+        values["itl"] = smallest_bound(token_gaps(record), slo.itl_quantile)
     bounds = slo.bounds
     if (ttft := slo.ttft_bound(record.prompt_tokens)) is not None:
         bounds["ttft"] = ttft
@@ -149,7 +147,9 @@ def violation(records: Sequence[RequestRecord], slo: SLO) -> float:
 
 def attainment_violation(badnesses: Sequence[float], attainment: float) -> float:
     """The required_good-th smallest badness: how far the last request that must be good is from being so."""
-    if not badnesses:
-        return 0.0
-    rank = max(required_good(attainment, len(badnesses)), 1)
-    return sorted(badnesses)[rank - 1]
+    return smallest_bound(badnesses, attainment) if badnesses else 0.0
+
+
+def smallest_bound(values: Sequence[float], share: float) -> float:
+    """The smallest bound that at least `share` of the values meet, which is one of them."""
+    return sorted(values)[max(required_good(share, len(values)), 1) - 1]

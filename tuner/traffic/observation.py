@@ -10,7 +10,7 @@ import msgspec
 from tuner.traffic.sse import Chunk, EventBuffer, Usage, decode_chunk
 from tuner.traffic.trace import Endpoint, Prompt, Request
 from tuner.traffic.trace_file import line_of
-from tuner.traffic.trace_lines import MAX_LINE_BYTES, encode_line
+from tuner.traffic.trace_lines import MAX_LINE_BYTES, RequestLine
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default of /v1/completions."""
@@ -58,16 +58,26 @@ class Observation:
         if len(self._body) <= MAX_LINE_BYTES:
             self._body += data
 
-    def answer_begins(self, status: int, content_type: str, content_encoding: str) -> None:
-        """Status and headers of the answer."""
-        self._answer = _Answer(status, content_type == "text/event-stream", content_encoding.lower())
+    def answer_begins(self, status: int, content_type: str, content_encoding: str, length: int | None) -> None:
+        """Status and headers of the answer. length: bytes of its body, where they are told."""
+        self._answer = _Answer(status, content_type == "text/event-stream", content_encoding.lower(), length)
 
     def answer_bytes(self, data: bytes) -> None:
         """The next bytes of the answer's body."""
         self._answer.feed(data)
 
-    def line(self) -> bytes:
-        """The finished request as a line of a trace file. Raises Unrecordable."""
+    @property
+    def answered(self) -> bool:
+        """Whether a client that gets the bytes so far holds the whole answer: [DONE], or the body's last byte."""
+        return self._answer.complete
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer has said how it ended; usage may be still to come."""
+        return self._answer.finished
+
+    def line(self) -> RequestLine:
+        """The finished request as a line of a trace file, not yet checked. Raises Unrecordable."""
         answer = self._answer
         answer.close()
         if len(self._body) > MAX_LINE_BYTES:
@@ -78,12 +88,7 @@ class Observation:
             raise Unrecordable("request body not understood") from None
         if body.n is not None and body.n > 1:
             raise Unrecordable("n > 1")
-        try:
-            return encode_line(line_of(self._request(body, answer)))
-        except Unrecordable:
-            raise
-        except ValueError:
-            raise Unrecordable("values that the trace format does not take") from None
+        return line_of(self._request(body, answer))
 
     def _request(self, body: _Body, answer: _Answer) -> Request:
         tokens, estimated = answer.output_tokens
@@ -110,7 +115,7 @@ class Observation:
 class _Answer:
     """The answer as far as it has passed: its text, usage and number of chunks with content."""
 
-    def __init__(self, status: int = 0, streamed: bool = False, encoding: str = "") -> None:
+    def __init__(self, status: int = 0, streamed: bool = False, encoding: str = "", length: int | None = None) -> None:
         self._status = status
         self._streamed = streamed
         self._readable = encoding in ("", "identity", "gzip", "deflate")
@@ -119,11 +124,14 @@ class _Answer:
         self._whole = bytearray()
         self._parts: list[str] = []
         self._chunks = 0
-        self._finished = False
+        self._missing = length
+        self.finished = False
         self.usage = Usage()
 
     def feed(self, data: bytes) -> None:
         """Never raises: what cannot be read is left out of the record, not out of the stream."""
+        if self._missing is not None:
+            self._missing -= len(data)
         if not self._readable:
             return
         try:
@@ -136,6 +144,10 @@ class _Answer:
         except (msgspec.DecodeError, UnicodeDecodeError, zlib.error):
             self._readable = False
 
+    @property
+    def complete(self) -> bool:
+        return self._events.done or self._missing == 0
+
     def close(self) -> None:
         """The answer has passed. Raises Unrecordable unless it is a completion that ended."""
         if self._status != 200:
@@ -145,14 +157,14 @@ class _Answer:
                 self._take(decode_chunk(bytes(self._whole)))
             except (msgspec.DecodeError, UnicodeDecodeError):
                 self._readable = False
-        if self._readable and not self._finished:
+        if self._readable and not self.finished:
             raise Unrecordable("answer without an end")
 
     def _take(self, chunk: Chunk) -> None:
         for choice in chunk.choices:
             self._parts.append(choice.content)
             self._chunks += choice.carries_token
-            self._finished = self._finished or choice.finish_reason is not None
+            self.finished = self.finished or choice.finish_reason is not None
         if chunk.usage is not None:
             self.usage = chunk.usage
 

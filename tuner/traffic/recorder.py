@@ -14,16 +14,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
 
 import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
+from tuner.traffic.anonymize import Anonymizer, anonymous_header
 from tuner.traffic.observation import Observation, Unrecordable
+from tuner.traffic.recording_file import RecordingFile
+from tuner.traffic.redaction import Redactor
 from tuner.traffic.trace import Endpoint
-from tuner.traffic.trace_lines import VERSION, HeaderLine, encode_header
+from tuner.traffic.trace_lines import VERSION, HeaderLine, RequestLine, encode_header, encode_line, read_back
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ HOP_BY_HOP = frozenset(
 )  # fmt: skip
 """RFC 9110 section 7.6.1: between two neighbours, not end to end."""
 MAX_PORT = 65_535
+IDLE_SECONDS = 2.0
+"""Idle connections are closed before the upstream does it: uvicorn's keep-alive is 5 s, and a race costs a request."""
 SHUTDOWN_SECONDS = 5.0
 """Requests in flight may still finish, and be recorded, for this long after the end was asked for."""
 
@@ -57,12 +61,15 @@ async def record(
     on_ready: Callable[[str], None] | None = None,
     stop: asyncio.Event | None = None,
     allow_remote: bool = False,
+    redactor: Redactor | None = None,
+    anonymizer: Anonymizer | None = None,
 ) -> Recording:
     """Serve on host:port (0: any free port) in front of `upstream` until SIGINT, SIGTERM or `stop`, recording to `out`.
 
-    out must not exist; it gets mode 0600, for it holds prompts. on_ready is called with the bound URL. Raises
-    ValueError for a bad upstream, an existing file, a port that is taken, or an address that is not loopback unless
-    allow_remote: whoever reaches the proxy reaches the server behind it.
+    out must not exist; it gets mode 0600, for it holds prompts. redactor, anonymizer: applied before anything is
+    written, in this order. on_ready is called with the bound URL. Raises ValueError for a bad upstream, an existing
+    file, a port that is taken, or an address that is not loopback unless allow_remote: whoever reaches the proxy
+    reaches the server behind it.
     """
     if not allow_remote and not _is_loopback(host):
         raise ValueError(f"listen {host}: others could reach the server through it; --allow-remote permits that")
@@ -71,19 +78,18 @@ async def record(
     if URL(upstream).scheme not in ("http", "https") or not URL(upstream).host:
         raise ValueError(f"upstream: expected http://HOST:PORT, given {upstream!r}")
     stop = stop or asyncio.Event()
-    with _create(out) as file, _stopped_by_signals(stop):
-        file.write(encode_header(HeaderLine(VERSION, dict(_provenance(upstream)))))
-        file.flush()
-        connector = aiohttp.TCPConnector(limit=0)
+    with RecordingFile(out) as file, _stopped_by_signals(stop):
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS)
         timeout = aiohttp.ClientTimeout()
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session:
-            recorder = _Recorder(upstream, session, file)
+            recorder = _Recorder(upstream, session, file, redactor or Redactor(()), anonymizer)
             try:
+                if (reason := file.append(encode_header(_header(upstream, anonymizer)))) is not None:
+                    raise ValueError(f"{out}: cannot be written: {reason}")
                 await _serve(recorder, host, port, on_ready, stop)
             except ValueError:
                 out.unlink()
                 raise
-        os.fsync(file.fileno())
     return Recording(recorder.written, dict(recorder.skipped))
 
 
@@ -118,10 +124,19 @@ async def _serve(
 class _Recorder:
     """The proxy's one handler and what it counts."""
 
-    def __init__(self, upstream: str, session: aiohttp.ClientSession, out: BinaryIO) -> None:
+    def __init__(
+        self,
+        upstream: str,
+        session: aiohttp.ClientSession,
+        out: RecordingFile,
+        redactor: Redactor,
+        anonymizer: Anonymizer | None,
+    ) -> None:
         self._upstream = upstream.rstrip("/")
         self._session = session
         self._out = out
+        self._redactor = redactor
+        self._anonymizer = anonymizer
         self._first: float | None = None
         self._seen = 0
         self.written = 0
@@ -140,16 +155,11 @@ class _Recorder:
                 skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
             )
         except (aiohttp.ClientError, OSError) as error:
-            self._skip(observation, f"upstream failed ({type(error).__name__})")
+            self.skip(observation, f"upstream failed ({type(error).__name__})")
             problem = {"error": {"message": "the upstream server cannot be reached", "type": "bad_gateway"}}
             return web.json_response(problem, status=502)
         async with answer:
-            response, problem_reason = await _pass_on(request, answer, observation)
-        if problem_reason is not None:
-            self._skip(observation, problem_reason)
-        elif observation is not None:
-            self._write(observation)
-        return response
+            return await self._pass_on(request, answer, observation)
 
     def _observe(self, request: web.Request) -> Observation | None:
         endpoint = RECORDED_PATHS.get(request.path)
@@ -162,47 +172,82 @@ class _Recorder:
         tenant, slo_class = request.headers.get("X-Tenant"), request.headers.get("X-SLO-Class")
         return Observation(f"r{self._seen:06d}", now - self._first, endpoint, tenant, slo_class)
 
-    def _skip(self, observation: Observation | None, reason: str) -> None:
+    async def _pass_on(
+        self, request: web.Request, answer: aiohttp.ClientResponse, observation: Observation | None
+    ) -> web.StreamResponse:
+        """Streams the answer through. Its line is written before the client gets the bytes that complete it: what a
+        client holds whole is on file."""
+        response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=_end_to_end(answer.headers))
+        watched = _Watched(self, observation, answer)
+        try:
+            await response.prepare(request)
+            while data := await _next(answer):
+                watched.bytes_pass(data)
+                await response.write(data)
+            if data is None:
+                watched.ends("upstream broke off")
+                # Closing without the end of the body is how the client learns that the stream broke off.
+                response.force_close()
+                if request.transport is not None:
+                    request.transport.close()
+                return response
+            watched.ends()
+            await response.write_eof()
+        except (aiohttp.ClientError, OSError):
+            watched.ends("client went away")
+        return response
+
+    def skip(self, observation: Observation | None, reason: str) -> None:
+        """Count a completion that is not recorded."""
         if observation is not None:
             self.skipped[reason] += 1
             log.warning("request %s not recorded: %s", observation.id, reason)
 
-    def _write(self, observation: Observation) -> None:
+    def write(self, observation: Observation) -> None:
+        """Record a completion, or count it when it cannot be."""
         try:
-            self._out.write(observation.line())
-            self._out.flush()
+            text = encode_line(self._fit_to_write(observation.line()))
         except Unrecordable as reason:
-            self._skip(observation, str(reason))
-        except OSError as error:
-            self._skip(observation, f"trace file: {error.strerror}")
+            self.skip(observation, str(reason))
+        except ValueError:
+            self.skip(observation, "values that the trace format does not take")
         else:
-            self.written += 1
+            if (failure := self._out.append(text)) is None:
+                self.written += 1
+            else:
+                self.skipped[f"trace file: {failure}"] += 1
+
+    def _fit_to_write(self, line: RequestLine) -> RequestLine:
+        line = self._redactor.line(read_back(line))
+        return line if self._anonymizer is None else self._anonymizer.line(line, line.id)
 
 
-async def _pass_on(
-    request: web.Request, answer: aiohttp.ClientResponse, observation: Observation | None
-) -> tuple[web.StreamResponse, str | None]:
-    """Streams the answer through; returns why it did not reach its end, if it did not."""
-    response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=_end_to_end(answer.headers))
-    if observation is not None:
-        encoding = answer.headers.get("Content-Encoding", "")
-        observation.answer_begins(answer.status, answer.content_type, encoding)
-    try:
-        await response.prepare(request)
-        while data := await _next(answer):
-            if observation is not None:
-                observation.answer_bytes(data)
-            await response.write(data)
-        if data is None:
-            # Closing without the end of the body is how the client learns that the stream broke off.
-            response.force_close()
-            if request.transport is not None:
-                request.transport.close()
-            return response, "upstream broke off"
-        await response.write_eof()
-    except (aiohttp.ClientError, OSError):
-        return response, "client went away"
-    return response, None
+class _Watched:
+    """One answer on its way to the client; decides when its request is recorded, once."""
+
+    def __init__(self, recorder: _Recorder, observation: Observation | None, answer: aiohttp.ClientResponse) -> None:
+        self._recorder = recorder
+        self._observation = observation
+        if observation is not None:
+            encoding = answer.headers.get("Content-Encoding", "")
+            observation.answer_begins(answer.status, answer.content_type, encoding, answer.content_length)
+
+    def bytes_pass(self, data: bytes) -> None:
+        """To be called before the client gets them."""
+        if self._observation is not None:
+            self._observation.answer_bytes(data)
+            if self._observation.answered:
+                self.ends()
+
+    def ends(self, problem: str | None = None) -> None:
+        """No more bytes. problem: why, if it was before the end; an answer that had said its last word still counts."""
+        observation, self._observation = self._observation, None
+        if observation is None:
+            return
+        if problem is None or observation.finished:
+            self._recorder.write(observation)
+        else:
+            self._recorder.skip(observation, problem)
 
 
 async def _next(answer: aiohttp.ClientResponse) -> bytes | None:
@@ -228,19 +273,12 @@ def _end_to_end(headers: Mapping[str, str], *dropped: str) -> CIMultiDict[str]:
     return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in unwanted)
 
 
-def _provenance(upstream: str) -> dict[str, str]:
+def _header(upstream: str, anonymizer: Anonymizer | None) -> HeaderLine:
+    if anonymizer is not None:
+        return anonymous_header(anonymizer, "tune record")
     address = URL(upstream).with_user(None).with_query(None)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"source": "tune record", "upstream": str(address), "recorded_at": now}
-
-
-def _create(out: Path) -> BinaryIO:
-    try:
-        return os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
-    except FileExistsError:
-        raise ValueError(f"{out}: already exists; expected a new file") from None
-    except OSError as error:
-        raise ValueError(f"{out}: cannot be created: {error.strerror}") from None
+    return HeaderLine(VERSION, {"source": "tune record", "upstream": str(address), "recorded_at": now})
 
 
 @contextmanager

@@ -55,10 +55,12 @@ decode_chunk = msgspec.json.Decoder(Chunk).decode
 class EventBuffer:
     """Cuts a byte stream into events; keeps an unfinished line until the rest of it arrives."""
 
-    __slots__ = ("_rest",)
+    __slots__ = ("_rest", "done")
 
     def __init__(self) -> None:
         self._rest = b""
+        self.done = False
+        """Whether the final [DONE] has passed."""
 
     def feed(self, data: bytes) -> list[Chunk]:
         """The events that `data` completes, without the final [DONE]. Raises msgspec.DecodeError.
@@ -68,4 +70,5 @@ class EventBuffer:
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()
         payloads = [line[5:].strip() for line in lines if line.startswith(_PREFIX)]
+        self.done = self.done or _DONE in payloads
         return [decode_chunk(payload) for payload in payloads if payload != _DONE]

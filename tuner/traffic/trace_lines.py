@@ -209,6 +209,11 @@ def encode_line(line: RequestLine) -> bytes:
     return text + b"\n"
 
 
+def read_back(line: RequestLine) -> RequestLine:
+    """`line` as a reader would find it. Raises ValueError as encode_line does."""
+    return _REQUEST.decode(encode_line(line))
+
+
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """(number, text) of the lines that are not blank. Raises ValueError for an over-long one before it is in memory."""
     try:

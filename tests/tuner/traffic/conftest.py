@@ -53,14 +53,14 @@ class FakeServer:
     url: str = ""
     runner: web.AppRunner | None = None
 
-    async def start(self) -> None:
+    async def start(self, port: int = 0) -> None:
         application = web.Application(client_max_size=64 * 2**20)
         application.router.add_post("/v1/completions", self.completions)
         application.router.add_post("/v1/chat/completions", self.completions)
         application.router.add_route("*", "/{path:.*}", self.echo)
         self.runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
         await self.runner.setup()
-        await web.TCPSite(self.runner, "127.0.0.1", 0).start()
+        await web.TCPSite(self.runner, "127.0.0.1", port).start()
         self.url = f"http://127.0.0.1:{self.runner.addresses[0][1]}"
 
     async def stop(self) -> None:

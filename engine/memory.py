@@ -69,7 +69,7 @@ def plan_memory(config: EngineConfig, compute_dtype: str = "float32") -> MemoryP
     Raises ValueError for a config.json that cannot be read or served and a pool that holds no page.
     """
     dtype = compute_dtype if config.dtype == "auto" else config.dtype
-    precision = (dtype, config.weight_dtype, config.weight_group_size)
+    precision = (dtype, config.weight_dtype, config.weight_group_size, config.device != "cuda")
     shapes = [read_model_config(Path(config.model))]
     draft_bytes = 0
     if config.draft_model is not None:

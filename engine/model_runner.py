@@ -61,7 +61,8 @@ class ModelRunner:
 
     def _check_weights(self, config: EngineConfig, shapes: list[ModelConfig]) -> None:
         dtype = str(self._dtype).removeprefix("torch.")
-        needed = sum(weight_bytes(s, dtype, config.weight_dtype, config.weight_group_size) for s in shapes)
+        precision = (dtype, config.weight_dtype, config.weight_group_size, self._device.type == "cpu")
+        needed = sum(weight_bytes(shape, *precision) for shape in shapes)
         if needed > (available := self._available_bytes()):
             raise ValueError(f"model: the weights need {needed} bytes, there are {available}; see weight_dtype")
 

@@ -88,7 +88,8 @@ class StoredWeights:
     def linear(self, names: tuple[str, ...], inputs: int, outputs: tuple[int, ...], bias: bool) -> Linear:
         parts = list(zip(names, outputs, strict=True))
         weights = [self._weight(name, size, inputs).to(self._device) for name, size in parts]
-        return Linear(weights, torch.cat([self.tensor(f"{name}.bias", size) for name, size in parts]) if bias else None)
+        biases = torch.cat([self.tensor(f"{name}.bias", size) for name, size in parts]) if bias else None
+        return Linear(weights, biases, self._precision.compute)
 
     def _weight(self, name: str, outputs: int, inputs: int) -> Weight:
         if self._packed is None or not self._packed.packs(name):

@@ -1,4 +1,8 @@
-"""x @ W.T + bias, several projections of the same input fused into one product where they are stored alike."""
+"""x @ W.T + bias, several projections of the same input fused into one product where they are stored alike.
+
+In bfloat16 on a CPU oneDNN multiplies blocks of weights in an order of its own. A plain matrix is rearranged anew in
+every product, which at few rows costs as much as the product; so it is rearranged once, when it is loaded.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +17,23 @@ from engine.layers.quantization import QuantizedWeight
 Weight = Tensor | QuantizedWeight
 """[out, in]: dense, in the compute dtype or a narrower one, or quantised."""
 
+BLOCKED_FOR_ROWS = 32
+"""Rows that the order of the blocks is chosen for; it serves any number. 0 would leave the order plain."""
+
 
 class Linear:
-    """Projections side by side: the output is theirs, concatenated. bias: [sum of out]."""
+    """Projections side by side: the output is theirs, concatenated. bias: [sum of out]. dtype: of the input."""
 
-    def __init__(self, weights: Sequence[Weight], bias: Tensor | None) -> None:
+    def __init__(self, weights: Sequence[Weight], bias: Tensor | None, dtype: torch.dtype) -> None:
         # One product instead of three (and two): at small batches a step is bound by the number of operations.
-        self.weights = _fused(weights)
+        self.weights = [_blocked(w) if isinstance(w, Tensor) and w.dtype == dtype else w for w in _fused(weights)]
         self.bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, sum of out]."""
         first = self.weights[0]
         if len(self.weights) == 1 and isinstance(first, Tensor):
-            return F.linear(x, first if first.dtype == x.dtype else first.to(x.dtype), self.bias)
+            return _dense_product(x, first, self.bias)
         parts = [_product(x, weight) for weight in self.weights]
         y = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         return y if self.bias is None else y + self.bias
@@ -37,8 +44,27 @@ class Linear:
         return weights if self.bias is None else [*weights, self.bias]
 
 
+def _blocked(weight: Tensor) -> Tensor:
+    """A bfloat16 matrix on a CPU that multiplies such, in oneDNN's order; any other as it is."""
+    if (
+        weight.dtype != torch.bfloat16
+        or weight.device.type != "cpu"
+        or not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    ):
+        return weight
+    blocked: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, BLOCKED_FOR_ROWS)
+    return blocked
+
+
 def _product(x: Tensor, weight: Weight) -> Tensor:
-    return F.linear(x, weight.to(x.dtype)) if isinstance(weight, Tensor) else weight.product(x)
+    return _dense_product(x, weight, None) if isinstance(weight, Tensor) else weight.product(x)
+
+
+def _dense_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if weight.is_mkldnn:
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return product
+    return F.linear(x, weight if weight.dtype == x.dtype else weight.to(x.dtype), bias)
 
 
 def _fused(weights: Sequence[Weight]) -> list[Weight]:

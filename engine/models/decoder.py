@@ -35,7 +35,8 @@ class Decoder:
         self.config = config
         shape = (config.vocab_size, config.hidden)
         self.embedding = weights.tensor("model.embed_tokens.weight", *shape)
-        self.head = self.embedding if config.tied_embeddings else weights.tensor("lm_head.weight", *shape)
+        head = self.embedding if config.tied_embeddings else weights.tensor("lm_head.weight", *shape)
+        self.head = Linear([head], None, head.dtype)
         self.norm = RMSNorm(weights.tensor("model.norm.weight", config.hidden), config.norm_eps)
         self.rotary = RotaryEmbedding(
             config.rope, config.head_dim, max_len, self.embedding.device, self.embedding.dtype
@@ -52,7 +53,7 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[N, vocab] in float32 from hidden states [N, hidden]."""
-        return F.linear(hidden, self.head).float()
+        return self.head(hidden).float()
 
 
 class _Block:

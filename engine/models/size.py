@@ -35,14 +35,18 @@ def projections(config: ModelConfig) -> Iterator[Projection]:
         yield Projection(mlp + "down_proj", config.hidden, config.intermediate, config.mlp_bias)
 
 
-def weight_bytes(config: ModelConfig, dtype: str, weight_dtype: str, weight_group_size: int) -> int:
+def weight_bytes(
+    config: ModelConfig, dtype: str, weight_dtype: str, weight_group_size: int, on_cpu: bool = True
+) -> int:
     """Bytes of all weights under EngineConfig's weight settings. dtype: the compute dtype, resolved (not "auto").
 
     Exact, but for packed checkpoints an upper bound: zero points that all turn out to be the middle are not kept, and
-    layers that share an order keep it once.
+    layers that share an order keep it once. A CPU's blocked matrices (engine.layers.linear) are counted without the
+    padding of odd sizes; a tied head is a table of its own there.
     """
     wide = FLOAT_BYTES[dtype]
-    tables = (1 if config.tied_embeddings else 2) * config.vocab_size * config.hidden
+    shared = config.tied_embeddings and not (on_cpu and dtype == "bfloat16")
+    tables = (1 if shared else 2) * config.vocab_size * config.hidden
     norms = config.hidden + config.layers * (2 * config.hidden)
     if config.qk_norm:
         norms += config.layers * (config.heads + config.kv_heads) * config.head_dim

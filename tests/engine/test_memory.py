@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM
 from engine.config import EngineConfig
 from engine.memory import available_host_bytes, plan_memory
 from engine.model_runner import load_engine
+from engine.models.config import read_model_config
 from engine.sequence import SamplingParams
 
 
@@ -46,7 +47,10 @@ def test_weights_are_counted(tiny_llama: Path, tiny_draft: Path) -> None:
     plan = plan_memory(config)
     assert (plan.weight_bytes, plan.draft_weight_bytes) == (4 * target, 4 * draft)
     half = plan_memory(config.updated({"dtype": "bfloat16"}))
-    assert (half.weight_bytes, half.draft_weight_bytes) == (2 * target, 2 * draft)
+    shape = read_model_config(tiny_draft)
+    blocked_head = 2 * shape.vocab_size * shape.hidden  # the draft's is tied to its embedding
+    assert (half.weight_bytes, half.draft_weight_bytes) == (2 * target, 2 * draft + blocked_head)
+    assert plan_memory(config.updated({"dtype": "bfloat16", "device": "cuda"})).draft_weight_bytes == 2 * draft
     plan.check(plan.total_bytes)
     with pytest.raises(ValueError, match=rf"^memory: needs {plan.total_bytes} bytes .* there are 1000$"):
         plan.check(1000)

@@ -11,6 +11,7 @@ import numpy as np
 import packers
 import pytest
 import torch
+import torch.nn.functional as F
 from packers import Array, Tensors, quantise, write_packed
 from tiny_models import PROMPT, edit_config, greedy, transformers_greedy, write_model
 from transformers import AutoModelForCausalLM
@@ -167,15 +168,25 @@ def test_a_product_is_that_of_the_dequantised_matrix(bits: int, rows: int, dtype
     assert ((meant - weight).abs() <= step * 1.001 / (2 if bits == 8 else 1)).all(), "no code is further than a step"
     expected = x.float() @ meant.T
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-    found = Linear([quantized], None)(x)
+    found = Linear([quantized], None, dtype)(x)
     assert found.dtype == dtype
     assert (found.float() - expected).abs().max() <= tolerance * expected.abs().max()
 
 
+@pytest.mark.parametrize("shapes", [[(64, 32)], [(130, 50), (7, 50)]], ids=["one", "two of odd sizes"])
+@pytest.mark.parametrize("rows", [0, 1, 7, 33])
+def test_a_blocked_matrix_gives_the_product_of_the_plain_one(rows: int, shapes: list[tuple[int, int]]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    plain = [torch.randn(shape, generator=generator).bfloat16() for shape in shapes]
+    x = torch.randn(rows, shapes[0][1], generator=generator).bfloat16()
+    bias = torch.randn(sum(outputs for outputs, _ in shapes), generator=generator).bfloat16()
+    expected = F.linear(x.float(), torch.cat(plain).float(), bias.float())
+    assert torch.allclose(Linear(plain, bias, torch.bfloat16)(x).float(), expected, rtol=1e-2, atol=1e-2)
+
+
 def tensors_of(decoder: Decoder) -> Iterator[torch.Tensor]:
     yield from (decoder.embedding, decoder.norm.weight)
-    if decoder.head is not decoder.embedding:
-        yield decoder.head
+    yield from (t for t in decoder.head.tensors() if t is not decoder.embedding)
     for block in decoder.blocks:
         yield from (block.norm.weight, block.mlp_norm.weight)
         if block.qk_norm is not None:

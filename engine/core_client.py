@@ -23,6 +23,8 @@ from engine.waiting_room import WaitingRoom
 CORE_COMMAND = (sys.executable, "-m", "engine.core_process")
 EXIT_CODES = {"config": 2, "out_of_memory": 3, "crash": 4}
 STOP_GRACE_S = 1.0
+SPIN_COUNT = "10000"
+KEPT_HEAP_BYTES = str(2**29)
 
 _decode = msgspec.msgpack.Decoder(FromEngine).decode
 
@@ -233,9 +235,15 @@ class CoreClient(asyncio.Protocol):
 
 
 def _environment(config: EngineConfig) -> dict[str, str]:
-    """OpenMP reads these when torch is loaded. Spinning workers starve the API process on few cores."""
-    threads = {"OMP_NUM_THREADS": str(config.num_threads), "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-    return {**os.environ, **threads}
+    """OpenMP and the C library's allocator read these when the process starts.
+
+    Workers spin just long enough to meet the next operation: with no spinning two threads are slower than one, and
+    spinning for longer starves the API process. A step's activations come back from the heap instead of as fresh pages
+    from the kernel: for a prefill of 2,048 tokens that is a quarter of the time.
+    """
+    threads = {"OMP_NUM_THREADS": str(config.num_threads), "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": SPIN_COUNT}
+    heap = {"MALLOC_MMAP_THRESHOLD_": KEPT_HEAP_BYTES, "MALLOC_TRIM_THRESHOLD_": KEPT_HEAP_BYTES}
+    return {**os.environ, **threads, **heap}
 
 
 async def _end(process: asyncio.subprocess.Process, grace_s: float = STOP_GRACE_S) -> None:

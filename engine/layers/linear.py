@@ -46,14 +46,9 @@ class Linear:
 
 def _blocked(weight: Tensor) -> Tensor:
     """A bfloat16 matrix on a CPU that multiplies such, in oneDNN's order; any other as it is."""
-    if (
-        weight.dtype != torch.bfloat16
-        or weight.device.type != "cpu"
-        or not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    ):
-        return weight
-    blocked: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, BLOCKED_FOR_ROWS)
-    return blocked
+    if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        weight = torch.ops.mkldnn._reorder_linear_weight(weight, BLOCKED_FOR_ROWS)
+    return weight
 
 
 def _product(x: Tensor, weight: Weight) -> Tensor:

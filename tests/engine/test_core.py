@@ -186,20 +186,20 @@ async def test_a_checkpoint_that_cannot_be_served_is_a_bad_configuration() -> No
     assert (death.exit_code, death.detail) == (2, "device: cuda was asked for and there is none")
 
 
-async def test_the_loop_gets_openmp_settings_before_it_loads_anything(tmp_path: Path) -> None:
+async def test_the_loop_gets_openmp_and_heap_settings_before_it_loads_anything(tmp_path: Path) -> None:
     script = tmp_path / "core.py"
     script.write_text(
         "import os, sys\n"
         "from engine.core import main\n"
         "def load(config):\n"
-        "    names = 'OMP_NUM_THREADS', 'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'\n"
+        "    names = 'OMP_NUM_THREADS', 'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT', 'MALLOC_TRIM_THRESHOLD_'\n"
         "    raise ValueError(' '.join(os.environ[name] for name in names))\n"
         "sys.exit(main(load))\n"
     )
     client = await CoreClient.spawn(CONFIG.updated({"num_threads": 2}), (sys.executable, str(script)))
     death = await client.death
     await client.stop()
-    assert death.detail == "2 PASSIVE 0"
+    assert death.detail == "2 PASSIVE 10000 536870912"
 
 
 async def test_stopping_is_no_death() -> None:

@@ -41,6 +41,7 @@ class BlockManager:
         self.sink_tokens = sink_tokens
         self.salt = salt
         self.heavy_blocks = heavy_tokens // block_size
+        self._sink_blocks = self.blocks_to_hold(sink_tokens)
         self.evicted_blocks = 0
         self.prefix_cache_queries = 0
         self.prefix_cache_hits = 0
@@ -109,9 +110,10 @@ class BlockManager:
 
     def publish(self, sequence: Sequence, num_tokens: int) -> None:
         """Let others find the full blocks among the first `num_tokens`. Nothing after the first eviction."""
-        if self.salt is None or None in sequence.block_table:
+        end = num_tokens // self.block_size
+        if self.salt is None or sequence.num_published >= end or None in sequence.block_table:
             return
-        for index in range(sequence.num_published, num_tokens // self.block_size):
+        for index in range(sequence.num_published, end):
             page = sequence.block_table[index]
             assert page is not None
             self._pool.publish(page, self._hash(sequence, index))
@@ -137,9 +139,11 @@ class BlockManager:
         """Free the pages that no query at `next_position` or later is to see. Returns their number."""
         if self.window is None:
             return 0
-        first = self.blocks_to_hold(self.sink_tokens)
-        end = min(max(next_position - self.window + 1, 0) // self.block_size, len(sequence.block_table))
         table = sequence.block_table
+        first = self._sink_blocks
+        end = min((next_position - self.window + 1) // self.block_size, len(table))
+        if end <= first or (table[end - 1] is None and not self.heavy_blocks):
+            return 0
         if self.heavy_blocks:
             old = [index for index in range(first, end) if table[index] is not None]
             old.sort(key=lambda index: (sequence.page_masses.get(index, 0.0), index), reverse=True)

@@ -68,7 +68,7 @@ class LLMEngine:
         self._sequences: dict[str, Sequence] = {}
         self._arrivals = 0
         self.begun: list[str] = []
-        self._totals = dict.fromkeys(("steps", "prompt_tokens", "generation_tokens"), 0)
+        self._steps = self._prompt_tokens = self._generation_tokens = 0
         self._retired = EngineStats()
         self._build()
 
@@ -84,6 +84,9 @@ class LLMEngine:
             self._runner.num_blocks, config.block_size, *visible, _prefix_salt(config), config.kv_heavy_tokens
         )
         self._scheduler = Scheduler(config, self._blocks, self.max_model_len)
+        self._counts_service = self._scheduler.policy.counts_service
+        # Without either, pages come and go with their sequence alone.
+        self._pages_change = self._blocks.window is not None or config.enable_prefix_caching
 
     def add(
         self, request_id: str, prompt: Ids[int], params: SamplingParams, priority: int = 0, tenant: str = ""
@@ -117,38 +120,43 @@ class LLMEngine:
         self.begun = [sequence.request_id for sequence in self._scheduler.newcomers]
         if not step:
             return []
-        self._totals["steps"] += 1
+        self._steps += 1
         started = self._clock()
         results = self._runner.execute(step)
         seconds = self._clock() - started
-        self._speculation.observe(step, [r.num_drafted for r in results], [len(r.tokens) - 1 for r in results], seconds)
-        outputs = []
-        for item, result in zip(step, results, strict=True):
-            if (output := self._advance(item, result)) is not None:
-                outputs.append(output)
+        if self.config.num_speculative_tokens:
+            guessed, accepted = [r.num_drafted for r in results], [len(r.tokens) - 1 for r in results]
+            self._speculation.observe(step, guessed, accepted, seconds)
+        assert len(results) == len(step), "one result for each scheduled sequence"
+        outputs = [output for output in map(self._advance, step, results) if output is not None]
         if self.config.itl_target is not None:
             self._scheduler.step_times.record(step_load(step), self._clock() - began)
         return outputs
 
     def _advance(self, item: ScheduledSequence, result: RowResult) -> SequenceOutput | None:
         sequence = item.sequence
-        accepted = max(len(result.tokens) - 1, 0)
-        prompt_end = len(sequence.prompt)
-        self._totals["prompt_tokens"] += max(min(item.start + item.num_tokens, prompt_end) - item.start, 0)
-        sequence.num_computed = item.start + item.num_tokens + accepted
+        tokens, count = result.tokens, len(result.tokens)
+        end = item.start + item.num_tokens
+        if (left := len(sequence.prompt) - item.start) > 0:
+            self._prompt_tokens += min(item.num_tokens, left)
+        sequence.num_computed = end + count - 1 if count else end
         sequence.num_draft_computed = result.num_draft_computed
-        if not result.tokens:
+        if not count:
             self._settle(sequence, result.page_masses)
             return None
-        tokens, reason = _until_finish(sequence, result.tokens)
+        tokens, reason = _until_finish(sequence, tokens)
+        count = len(tokens)
         sequence.append(tokens)
-        self._scheduler.policy.served(sequence, len(tokens))
-        self._totals["generation_tokens"] += len(tokens)
-        self._settle(sequence, result.page_masses)
+        if self._counts_service:
+            self._scheduler.policy.served(sequence, count)
+        self._generation_tokens += count
+        if self._pages_change:
+            self._settle(sequence, result.page_masses)
         if reason is not None:
             self._scheduler.remove(sequence)
             del self._sequences[sequence.request_id]
-        count = len(tokens)
+        elif not result.logprobs:
+            return SequenceOutput(sequence.request_id, tokens)
         return SequenceOutput(
             sequence.request_id,
             tokens,
@@ -167,7 +175,8 @@ class LLMEngine:
             # A page serves both models, and the draft model comes after the target, if at all.
             whole = min(whole, sequence.num_draft_computed)
         self._blocks.publish(sequence, whole)
-        self._blocks.weigh(sequence, page_masses)
+        if page_masses:
+            self._blocks.weigh(sequence, page_masses)
         self._blocks.evict(sequence, sequence.num_computed)
 
     def reconfigure(self, config: EngineConfig) -> None:
@@ -201,7 +210,9 @@ class LLMEngine:
             accepted_tokens_per_pos=tuple(self._speculation.accepted_per_position),
             spec_depth=self._speculation.depth,
             spec_fallbacks=self._speculation.fallbacks,
-            **self._totals,
+            steps=self._steps,
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generation_tokens,
         )
 
 
@@ -216,6 +227,8 @@ def _until_finish(sequence: Sequence, tokens: tuple[int, ...]) -> tuple[tuple[in
     """The tokens up to and including a stop token or the last allowed one."""
     params = sequence.params
     left = params.max_tokens - len(sequence.output)
+    if len(tokens) == 1 < left and tokens[0] not in params.stop_token_ids:
+        return tokens, None  # nearly always
     if not params.ignore_eos:
         for index, token in enumerate(tokens[:left]):
             if token in params.stop_token_ids:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from itertools import takewhile
+
+import msgspec
 
 from engine.config import EngineConfig
 from engine.kv_cache import BlockManager
@@ -19,8 +20,7 @@ USUAL_DRAFT_LAG = 2
 """Tokens of a decoding sequence that the draft cache lacks: the newest, and the last guess where all were accepted."""
 
 
-@dataclass(slots=True)
-class ScheduledSequence:
+class ScheduledSequence(msgspec.Struct, gc=False):
     """One sequence of a step. Rows computed: positions [start, start + num_tokens), then num_drafts guessed ones.
 
     samples: whether the last of the num_tokens rows yields a token (False inside a prompt).
@@ -131,12 +131,18 @@ class Scheduler:
         return max(min(chunk, self.config.max_num_batched_tokens), decode_rows)
 
     def _schedule_decodes(self) -> None:
+        """One row each, and rows to guess with. Most steps only add a row within the last page: that is kept short."""
         left = len(self.decodes)
-        for sequence in self.decodes.copy():
-            if sequence.status is SequenceStatus.RUNNING:  # not preempted for one before it
-                # Every decode gets its one row before anybody gets rows to guess with.
-                spare = self._budget - left
-                self._schedule_decode(sequence, max(min(self._num_drafts(sequence), spare), 0))
+        size, depth, running = self.blocks.block_size, self.depth, SequenceStatus.RUNNING
+        for sequence in tuple(self.decodes):
+            if sequence.status is running:  # not preempted for one before it
+                start = sequence.num_computed
+                if depth or start >= len(sequence.block_table) * size or sequence.params.forced is not None:
+                    # Every decode gets its one row before anybody gets rows to guess with.
+                    self._schedule_decode(sequence, max(min(self._num_drafts(sequence), self._budget - left), 0))
+                else:
+                    self._step.append(ScheduledSequence(sequence, start, 1, 0, True))
+                    self._budget -= 1
             left -= 1
 
     def _schedule_decode(self, sequence: Sequence, drafts: int) -> None:

@@ -25,7 +25,9 @@ REMEMBERED_TENANTS = 4096
 
 
 class SchedulingPolicy(Protocol):
-    """The waiting requests in their order."""
+    """The waiting requests in their order. counts_service: whether `served` does anything."""
+
+    counts_service: bool
 
     def __len__(self) -> int: ...
 
@@ -50,6 +52,8 @@ class SchedulingPolicy(Protocol):
 
 class RankedQueue:
     """Requests in the fixed order of `rank`."""
+
+    counts_service = False
 
     def __init__(self, rank: Callable[[Sequence], Rank]) -> None:
         self.rank = rank
@@ -82,6 +86,8 @@ class FairQueue:
     having nothing in the queue is lifted to the lowest counter among those that wait (to that of the last tenant that
     left, when none waits), so idling saves nothing up.
     """
+
+    counts_service = True
 
     def __init__(self) -> None:
         self._counters: Counter[str] = Counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
@@ -135,10 +135,10 @@ class Sequence:
     def __post_init__(self) -> None:
         self.num_tokens = len(self.prompt) + len(self.output)
 
-    def append(self, tokens: Iterable[int]) -> None:
+    def append(self, tokens: Ids[int]) -> None:
         """Extend the output."""
         self.output.extend(tokens)
-        self.num_tokens = len(self.prompt) + len(self.output)
+        self.num_tokens += len(tokens)
 
     @property
     def num_forced_left(self) -> int:

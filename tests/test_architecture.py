@@ -84,6 +84,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 
 FRONT_DOOR = ("tuner.cli", "tuner.console", "tuner.deliver", "tuner.loadtest")
 
+TRITON = (
+    "engine.kernels.attention",
+    "engine.kernels.compute",
+    "engine.kernels.merge",
+    "engine.kernels.page_masses",
+)
+"""GPU kernels, which the torch path never imports: it runs where there is no triton."""
+
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "torch": (
         "engine.model_runner",
@@ -96,6 +104,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "engine.kernels",
         "engine.mini",
     ),
+    "triton": TRITON,
     "plotly": ("reports",),
     "typer": ("tuner.cli",),
     "optuna": ("tuner.study", "tuner.search", "tuner.store"),
@@ -160,6 +169,15 @@ def test_libraries_stay_in_their_rooms(library: str) -> None:
         and not any(within(name, room) for room in ONLY_IN[library])
     }
     assert not users, f"{library} is imported by {sorted(users)}"
+
+
+def test_the_torch_path_needs_no_triton() -> None:
+    reached, pending = set(), ["engine.core_process", "engine.model_runner"]
+    while pending:
+        reached.add(name := pending.pop())
+        pending += [i for i in imports(MODULES[name]) if i in MODULES and i not in reached]
+    assert "engine.kernels.reference" in reached
+    assert not reached & set(TRITON)
 
 
 def test_nothing_imports_the_front_door() -> None:

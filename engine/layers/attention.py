@@ -32,6 +32,32 @@ class AttentionGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class RaggedBatch:
+    """S sequences of a step, any number of query rows each, P live pages at most.
+
+    first_rows: [S + 1], where each begins in the flat rows. starts: [S], position of its first row. tables: [S, P] page
+    numbers, page_starts: [S, P] the position at which each begins, OUT_OF_SIGHT for padding; num_pages: [S]. All int32.
+    The pages that hold a sequence's rows are the last of its table, and none is missing among them.
+    max_rows: of one sequence. window and sinks: the visibility rule of engine.kv_cache, in tokens; window 0: none.
+    masses: [S, P], where attention adds what each page drew, or None.
+    """
+
+    first_rows: Tensor
+    starts: Tensor
+    tables: Tensor
+    page_starts: Tensor
+    num_pages: Tensor
+    max_rows: int
+    window: int
+    sinks: int
+    masses: Tensor | None
+
+    @property
+    def num_sequences(self) -> int:
+        return self.starts.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
 class Span:
     """Positions [start, end) of one sequence that a forward pass computes. tokens: their ids, len end - start."""
 
@@ -49,7 +75,7 @@ class AttentionInput:
     """One forward pass, flat. order: index of each span in the flat layout's order.
 
     token_ids, positions, slots: [T]; a slot is page * block_size + offset. first_rows: first flat row of each span,
-    in the order of the spans given.
+    in the order of the spans given. ragged: the same for kernels that need no groups; then there are none.
     """
 
     token_ids: Tensor
@@ -57,9 +83,12 @@ class AttentionInput:
     slots: Tensor
     groups: list[AttentionGroup]
     first_rows: list[int]
+    ragged: RaggedBatch | None = None
 
     def page_masses(self) -> list[tuple[float, ...]]:
         """Per span, what each page of its table drew in this pass, 0 for padding at the end; or nothing."""
+        if self.ragged is not None and self.ragged.masses is not None:
+            return [tuple(masses) for masses in self.ragged.masses.tolist()]
         found: list[tuple[float, ...]] = [()] * len(self.first_rows)
         for group in self.groups:
             if group.masses is not None:
@@ -78,7 +107,7 @@ def layout(
 ) -> AttentionInput:
     """Arrange spans into groups that each attend as one padded batch without padding the query side."""
     buckets: dict[tuple[int, int], list[int]] = {}
-    live = [_live_pages(span, block_size) for span in spans]
+    live = [live_pages(span, block_size) for span in spans]
     for index, span in enumerate(spans):
         # Lengths in one bucket differ by less than a factor of two, which bounds what padding can waste.
         buckets.setdefault((len(span.tokens), len(live[index][0]).bit_length()), []).append(index)
@@ -94,7 +123,7 @@ def layout(
             first_rows[index] = len(token_ids)
             token_ids += span.tokens
             positions += range(span.start, span.end)
-            slots += _slots(span, block_size)
+            slots += slots_of(span, block_size)
         visible = _Visible(block_size, window, sink_tokens, device)
         pages, mask = visible.pages_and_mask(rows, [spans[i] for i in members], [live[i] for i in members])
         masses = torch.zeros(len(members), len(pages) // len(members), device=device) if weigh_pages else None
@@ -108,7 +137,7 @@ def layout(
     )
 
 
-def _live_pages(span: Span, block_size: int) -> tuple[list[int], list[int]]:
+def live_pages(span: Span, block_size: int) -> tuple[list[int], list[int]]:
     """Pages that hold positions below span.end, and the position at which each begins."""
     table = span.sequence.block_table[: -(-span.end // block_size)]
     pages, starts = [], []
@@ -119,7 +148,8 @@ def _live_pages(span: Span, block_size: int) -> tuple[list[int], list[int]]:
     return pages, starts
 
 
-def _slots(span: Span, block_size: int) -> list[int]:
+def slots_of(span: Span, block_size: int) -> list[int]:
+    """Slots of its positions, page * block_size + offset."""
     slots = []
     for position in range(span.start, span.end):
         page = span.sequence.block_table[position // block_size]

@@ -53,6 +53,7 @@ class Generation:
         piece = Piece()
         while piece.finish_reason is None:
             output = await self._stream.next()
+            self._count_service(output)
             self._add(piece, output)
             self._observe(piece.finish_reason)
             if piece.text or piece.finish_reason or self._job.every_step:
@@ -79,6 +80,15 @@ class Generation:
         if finish_reason is not None:
             piece.text += self._detokenizer.finish()
         piece.finish_reason = finish_reason
+
+    def _count_service(self, output: SequenceOutput) -> None:
+        self._metrics.tenants.serve(
+            self._job.tenant,
+            prompt=0 if self._num_tokens else len(self._job.prompt),
+            generated=len(output.tokens),
+            drafted=output.num_drafted,
+            accepted=output.num_accepted,
+        )
 
     def _observe(self, finish_reason: FinishReason | None) -> None:
         now = time.perf_counter()

@@ -155,8 +155,8 @@ class LLMEngine:
         if reason is not None:
             self._scheduler.remove(sequence)
             del self._sequences[sequence.request_id]
-        elif not result.logprobs:
-            return SequenceOutput(sequence.request_id, tokens)
+        elif not (result.logprobs or result.num_drafted):
+            return SequenceOutput(sequence.request_id, tokens)  # nearly always
         return SequenceOutput(
             sequence.request_id,
             tokens,
@@ -166,6 +166,8 @@ class LLMEngine:
             result.listed_ids,
             result.listed_logprobs,
             reason,
+            result.num_drafted,
+            len(result.tokens) - 1 if result.num_drafted else 0,
         )
 
     def _settle(self, sequence: Sequence, page_masses: tuple[float, ...]) -> None:

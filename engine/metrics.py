@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from engine.sequence import EngineStats, FinishReason
+from engine.tenant_service import TenantService
 
 PREFIX = "servetune:"
 
@@ -20,11 +21,16 @@ TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_00
 
 
 class Metrics:
-    """The registry. Counters and gauges are read from the engine's latest stats, histograms are fed by requests."""
+    """The registry. Counters and gauges are read from the engine's latest stats, histograms are fed by requests.
+
+    tenants: who got what.
+    """
 
     def __init__(self, stats: Callable[[], EngineStats]) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_StatsCollector(stats))
+        self.tenants = TenantService(PREFIX)
+        self._registry.register(self.tenants)
         self._first = self._histogram("time_to_first_token_seconds", "From arrival to the first token.", SECONDS)
         self._gap = self._histogram("inter_token_latency_seconds", "Between steps that gave a request tokens.", SECONDS)
         self._per_token = self._histogram(
@@ -101,7 +107,7 @@ class _StatsCollector(Collector):
         yield _per_position(stats.accepted_tokens_per_pos)
         yield _gauge("spec_depth", "Tokens guessed for a sequence in the present step.", stats.spec_depth)
         yield _counter("spec_fallbacks", "Times that guessing stopped because it did not pay.", stats.spec_fallbacks)
-        yield _counter("kv_evicted_pages", "KV pages freed because they left the window.", stats.evicted_blocks)
+        yield _counter("kv_evicted_pages", "KV pages freed before their sequence ended.", stats.evicted_blocks)
         yield _counter("prefix_cache_queries", "Tokens looked up in the prefix cache.", stats.prefix_cache_queries)
         yield _counter("prefix_cache_hits", "Tokens found in the prefix cache.", stats.prefix_cache_hits)
         yield _counter("steps", "Forward passes.", stats.steps)

@@ -158,7 +158,8 @@ class SequenceOutput(msgspec.Struct, frozen=True, gc=False):
 
     top_logprobs: (token, log-probability) of the likeliest tokens at each position, at least as many as were asked for
     and never none, so that flips against forced tokens can be counted. listed_ids, listed_logprobs: what
-    SamplingParams.listed asked for, see engine.layers.listing.
+    SamplingParams.listed asked for, see engine.layers.listing. num_drafted, num_accepted: guesses verified, and those
+    that stood.
     """
 
     request_id: str
@@ -168,6 +169,8 @@ class SequenceOutput(msgspec.Struct, frozen=True, gc=False):
     listed_ids: bytes = b""
     listed_logprobs: bytes = b""
     finish_reason: FinishReason | None = None
+    num_drafted: int = 0
+    num_accepted: int = 0
 
 
 class EngineStats(msgspec.Struct, frozen=True):

@@ -144,7 +144,10 @@ class Server:
         try:
             for prompt, params in asked:
                 streams.append(self._submit(_id("score"), prompt, params, 0, _tenant(request)))
-            return json_response({"items": [await _scores(stream) for stream in streams]})
+            items = [await _scores(stream) for stream in streams]
+            for prompt, params in asked:
+                self._metrics.tenants.serve(_tenant(request), prompt=len(prompt), generated=params.max_tokens)
+            return json_response({"items": items})
         finally:
             for stream in streams:
                 stream.close()

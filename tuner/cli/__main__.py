@@ -24,7 +24,8 @@ app.command("recommend")(study.recommend_)
 app.command()(study.report)
 app.command()(study.export)
 app.command()(trace.record)
-trace.app.command()(trace_tools.inspect)
+for tool in (trace_tools.inspect, trace_tools.split, trace_tools.scale, trace_tools.anonymize):
+    trace.app.command()(tool)
 app.add_typer(trace.app, name="trace")
 app.command()(measure.replay)
 

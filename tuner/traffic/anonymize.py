@@ -30,7 +30,7 @@ class Anonymizer:
     """key: secret bytes. block_tokens: prompt tokens under one hash. chars_per_token: of prompts that are text."""
 
     key: bytes
-    block_tokens: int = BLOCK_TOKENS
+    block_tokens: float = BLOCK_TOKENS
     chars_per_token: float = CHARS_PER_TOKEN
 
     def line(self, line: RequestLine, id: str) -> RequestLine:
@@ -61,7 +61,7 @@ class Anonymizer:
         """Tokens of the prompt and the hashes of its blocks."""
         if not isinstance(line.prompt_token_ids, UnsetType):
             ids = line.prompt_token_ids
-            return len(ids), chained_hashes(b"tokens", token_blocks(ids, self.block_tokens), self.key)
+            return len(ids), chained_hashes(b"tokens", token_blocks(ids, max(1, round(self.block_tokens))), self.key)
         known = None if isinstance(line.prompt_tokens, UnsetType) else line.prompt_tokens
         if (text := prompt_text(line)) is not None:
             tokens = known or max(1, round(len(text) / self.chars_per_token))
@@ -78,7 +78,7 @@ class Anonymizer:
         return [*(text[i * size : (i + 1) * size].encode() for i in range(last)), text[last * size :].encode()]
 
 
-def anonymized(trace: TraceLines, key: bytes, block_tokens: int = BLOCK_TOKENS) -> TraceLines:
+def anonymized(trace: TraceLines, key: bytes, block_tokens: float = BLOCK_TOKENS) -> TraceLines:
     """The trace without text. block_tokens: of the hashes; a trace that has hash_ids keeps its own.
 
     Characters per token are those of the trace where it tells both, else 4.

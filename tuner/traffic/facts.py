@@ -33,7 +33,7 @@ class Facts:
     block_tokens: float
 
 
-def facts_of(line: RequestLine, hash_block_tokens: int, key: bytes) -> Facts:
+def facts_of(line: RequestLine, hash_block_tokens: float, key: bytes) -> Facts:
     """Facts of one line. hash_block_tokens: of the file's header. key: of the hashes made of prompts that are there.
 
     Only full blocks count, as in an engine's cache; recorded hash_ids count as they are, the last one too.

@@ -25,6 +25,8 @@ Count = Annotated[int, Meta(ge=0, le=10_000_000)]
 PositiveCount = Annotated[int, Meta(ge=1, le=10_000_000)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 HashId = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+BlockTokens = Annotated[float, Meta(gt=0, le=10_000_000)]
+"""A fraction where lengths were scaled."""
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 
 
@@ -34,7 +36,7 @@ class HeaderLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     servetune_trace: int
     provenance: dict[str, Any]
     seconds: Seconds | UnsetType = UNSET
-    hash_block_tokens: PositiveCount = DEFAULT_BLOCK_TOKENS
+    hash_block_tokens: PositiveCount | BlockTokens = DEFAULT_BLOCK_TOKENS
 
 
 class Message(msgspec.Struct, forbid_unknown_fields=True):

@@ -4,41 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+
+from tuner.cli.trace_import import import_
 
 app = typer.Typer(help="Recorded traffic: import, inspect, change.", no_args_is_help=True)
 
 
-@app.command("import")
-def import_(
-    file: Annotated[Path, typer.Argument(help="The published trace.")],
-    format: Annotated[Literal["azure", "mooncake"], typer.Option(help="Its format.")],
-    out: Annotated[Path, typer.Option(help="Trace file to write.")],
-    window: Annotated[str | None, typer.Option(help="Seconds of the source, START:END.")] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many requests.", min=1)] = None,
-    length_scale: Annotated[float, typer.Option(help="Factor on prompt and output lengths.")] = 1.0,
-    max_prompt_tokens: Annotated[int | None, typer.Option(min=1)] = None,
-    max_output_tokens: Annotated[int | None, typer.Option(min=1)] = None,
-    tenant: Annotated[str, typer.Option(help="Tenant of all requests.")] = "default",
-    slo_class: Annotated[str, typer.Option(help="SLO class of all requests.")] = "default",
-    vocab_size: Annotated[int, typer.Option(help="Prompt tokens are drawn below it.", min=2)] = 2048,
-    seed: Annotated[int, typer.Option(help="Seed of the prompt tokens.", min=0)] = 0,
-) -> None:
-    """Turn a published trace, which tells lengths only, into ours with seeded prompts."""
-    from tuner.loadtest import parse_window
-    from tuner.traffic.formats import import_trace
-    from tuner.traffic.trace_file import save_trace
-
-    start, end = parse_window(window) if window else (0.0, None)
-    trace = import_trace(
-        file, format, limit=limit, start=start, end=end, seed=seed, tenant=tenant, slo_class=slo_class,
-        length_scale=length_scale, max_prompt_tokens=max_prompt_tokens, max_output_tokens=max_output_tokens,
-        vocab_size=vocab_size,
-    )  # fmt: skip
-    save_trace(trace, out)
-    typer.echo(f"wrote {len(trace.requests)} requests over {trace.span:.1f} s to {out}")
+app.command("import")(import_)
 
 
 def record(

@@ -47,6 +47,13 @@ class EngineConfig(BaseModel):
     dtype: ComputeDtype = _knob(
         "auto", "process", "dtype", "Weights and activations; auto: bfloat16 on a GPU, float32 on a CPU."
     )
+    attention_backend: Literal["auto", "torch", "triton"] = _knob(
+        "auto",
+        "process",
+        "backend",
+        "What computes attention and the small layers around it: torch, or kernels in Triton; auto: triton on a GPU, "
+        "torch on a CPU.",
+    )
     weight_dtype: WeightDtype = _knob(
         "auto",
         "process",

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from engine.config import EngineConfig
+from engine.kernels.operations import Backend, load_operations
 from engine.kernels.reference import PagedTensor
 from engine.kv_cache import narrower
-from engine.layers.attention import Span, layout
+from engine.layers.attention import Span
 from engine.layers.listing import list_tokens
 from engine.layers.sampler import Listing, log_probabilities
 from engine.llm_engine import LLMEngine, RowResult
@@ -44,11 +45,19 @@ class ModelRunner:
         torch.set_num_threads(config.num_threads)
         self._device = torch.device(_device_name(config))
         self._dtype = getattr(torch, _dtype_name(config, self._device))
+        self._operations = load_operations(_backend(config, self._device), self._device)
         shape, draft_shape = _read_shapes(config)
         self.max_model_len = _max_model_len(config, shape, draft_shape)
         self.model_window = shape.window
         self._check_weights(config, [s for s in (shape, draft_shape) if s is not None])
-        load = partial(load_model, max_len=self.max_model_len, config=config, device=self._device, dtype=self._dtype)
+        load = partial(
+            load_model,
+            max_len=self.max_model_len,
+            config=config,
+            device=self._device,
+            dtype=self._dtype,
+            operations=self._operations,
+        )
         self._model = load(Path(config.model), shape)
         self._draft_model = None
         if config.draft_model is not None and draft_shape is not None:
@@ -122,7 +131,7 @@ class ModelRunner:
         config = self._config
         weigh = config.kv_heavy_tokens > 0  # and then a query sees all that is held
         visible = (None, 0) if weigh else self._visible(config)
-        batch = layout(spans, config.block_size, *visible, self._device, weigh)
+        batch = self._operations.layout(spans, config.block_size, *visible, self._device, weigh)
         hidden = self._model.forward(batch, self._cache)
         rows, counts = _sampled_rows(step, proposals, batch.first_rows)
         logits = self._model.logits(hidden[rows]) if rows else hidden.new_zeros(0, 0)
@@ -207,6 +216,12 @@ def _dtype_name(config: EngineConfig, device: torch.device) -> str:
     if config.dtype == "auto":
         return "bfloat16" if device.type == "cuda" else "float32"
     return config.dtype
+
+
+def _backend(config: EngineConfig, device: torch.device) -> Backend:
+    if config.attention_backend == "auto":
+        return "triton" if device.type == "cuda" else "torch"
+    return config.attention_backend
 
 
 def _read_shapes(config: EngineConfig) -> tuple[ModelConfig, ModelConfig | None]:

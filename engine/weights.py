@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine.checkpoint import Checkpoint, RandomTensors
 from engine.config import EngineConfig
+from engine.kernels.operations import Operations
 from engine.layers.linear import Linear, Weight
 from engine.layers.quantization import quantize_int4, quantize_int8
 from engine.models.config import ModelConfig
@@ -19,18 +20,26 @@ from engine.packed_weights import read_packed
 
 
 def load_model(
-    directory: Path, shape: ModelConfig, max_len: int, config: EngineConfig, device: torch.device, dtype: torch.dtype
+    directory: Path,
+    shape: ModelConfig,
+    max_len: int,
+    config: EngineConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    operations: Operations,
 ) -> Decoder:
     """Load a Hugging Face checkpoint, or random weights. Raises ValueError naming the file or the setting."""
     precision = Precision.of(config, dtype)
     if config.load_format == "dummy":
         if shape.quantization is not None:
             raise ValueError(f"{directory}: quantization_config: load_format dummy imitates none; use weight_dtype")
-        return Decoder(shape, StoredWeights(RandomTensors(config.seed), None, device, precision), max_len)
+        stored = StoredWeights(RandomTensors(config.seed), None, device, precision, operations)
+        return Decoder(shape, stored, max_len, operations)
     if shape.quantization is not None and precision.bits:
         packed = f"{shape.quantization.format} in {shape.quantization.bits} bits"
         raise ValueError(f"weight_dtype: {directory} is {packed} already; use auto")
-    return Decoder(shape, StoredWeights(Checkpoint(directory), shape.quantization, device, precision), max_len)
+    stored = StoredWeights(Checkpoint(directory), shape.quantization, device, precision, operations)
+    return Decoder(shape, stored, max_len, operations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +85,13 @@ class StoredWeights:
         packed: Quantization | None,
         device: torch.device,
         precision: Precision,
+        operations: Operations,
     ) -> None:
         self._checkpoint = checkpoint
         self._packed = packed
         self._device = device
         self._precision = precision
+        self._operations = operations
 
     def tensor(self, name: str, *shape: int) -> Tensor:
         return self._checkpoint.floating(name, *shape).to(self._device, self._precision.compute)
@@ -89,7 +100,7 @@ class StoredWeights:
         parts = list(zip(names, outputs, strict=True))
         weights = [self._weight(name, size, inputs).to(self._device) for name, size in parts]
         biases = torch.cat([self.tensor(f"{name}.bias", size) for name, size in parts]) if bias else None
-        return Linear(weights, biases, self._precision.compute)
+        return Linear(weights, biases, self._precision.compute, self._operations.product)
 
     def _weight(self, name: str, outputs: int, inputs: int) -> Weight:
         if self._packed is None or not self._packed.packs(name):

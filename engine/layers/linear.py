@@ -6,7 +6,7 @@ every product, which at few rows costs as much as the product; so it is rearrang
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,21 +22,34 @@ BLOCKED_FOR_ROWS = 32
 
 
 class Linear:
-    """Projections side by side: the output is theirs, concatenated. bias: [sum of out]. dtype: of the input."""
+    """Projections side by side: the output is theirs, concatenated. bias: [sum of out]. dtype: of the input.
 
-    def __init__(self, weights: Sequence[Weight], bias: Tensor | None, dtype: torch.dtype) -> None:
+    product: x @ matrix.T for quantised weights.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[Weight],
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        product: Callable[[Tensor, QuantizedWeight], Tensor] = lambda x, weight: weight.product(x),
+    ) -> None:
         # One product instead of three (and two): at small batches a step is bound by the number of operations.
         self.weights = [_blocked(w) if isinstance(w, Tensor) and w.dtype == dtype else w for w in _fused(weights)]
         self.bias = bias
+        self._quantized_product = product
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, sum of out]."""
         first = self.weights[0]
         if len(self.weights) == 1 and isinstance(first, Tensor):
             return _dense_product(x, first, self.bias)
-        parts = [_product(x, weight) for weight in self.weights]
+        parts = [self._product(x, weight) for weight in self.weights]
         y = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         return y if self.bias is None else y + self.bias
+
+    def _product(self, x: Tensor, weight: Weight) -> Tensor:
+        return _dense_product(x, weight, None) if isinstance(weight, Tensor) else self._quantized_product(x, weight)
 
     def tensors(self) -> list[Tensor]:
         """All that is kept in memory."""
@@ -49,10 +62,6 @@ def _blocked(weight: Tensor) -> Tensor:
     if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         weight = torch.ops.mkldnn._reorder_linear_weight(weight, BLOCKED_FOR_ROWS)
     return weight
-
-
-def _product(x: Tensor, weight: Weight) -> Tensor:
-    return _dense_product(x, weight, None) if isinstance(weight, Tensor) else weight.product(x)
 
 
 def _dense_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -6,14 +6,14 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from engine.kernels.reference import PagedTensor, paged_attention, store
+from engine.kernels.operations import Operations
+from engine.kernels.reference import PagedTensor
 from engine.layers.attention import AttentionInput
 from engine.layers.linear import Linear
 from engine.layers.norm import RMSNorm
-from engine.layers.rotary import RotaryEmbedding, rotate
+from engine.layers.rotary import RotaryEmbedding
 from engine.models.config import ModelConfig
 
 
@@ -28,11 +28,12 @@ class Weights(Protocol):
 class Decoder:
     """Weights and the forward pass. `forward` writes the keys and values of its tokens into the pages it is given.
 
-    max_len: positions [0, max_len) can be computed.
+    max_len: positions [0, max_len) can be computed. operations: torch or kernels; batches come from its layout.
     """
 
-    def __init__(self, config: ModelConfig, weights: Weights, max_len: int) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, max_len: int, operations: Operations) -> None:
         self.config = config
+        self.operations = operations
         shape = (config.vocab_size, config.hidden)
         self.embedding = weights.tensor("model.embed_tokens.weight", *shape)
         head = self.embedding if config.tied_embeddings else weights.tensor("lm_head.weight", *shape)
@@ -41,15 +42,16 @@ class Decoder:
         self.rotary = RotaryEmbedding(
             config.rope, config.head_dim, max_len, self.embedding.device, self.embedding.dtype
         )
-        self.blocks = [_Block(config, weights, f"model.layers.{i}.") for i in range(config.layers)]
+        self.blocks = [_Block(config, weights, f"model.layers.{i}.", operations) for i in range(config.layers)]
 
     def forward(self, batch: AttentionInput, cache: list[tuple[PagedTensor, PagedTensor]]) -> Tensor:
         """Hidden states [T, hidden] after the final norm; cache: keys and values of each layer."""
         x = self.embedding[batch.token_ids]
-        cos, sin = self.rotary.at(batch.positions)
+        angles = self.rotary.at(batch.positions)
+        delta = None
         for block, (keys, values) in zip(self.blocks, cache, strict=True):
-            x = block.forward(x, cos, sin, batch, keys, values)
-        return self.norm(x)
+            x, delta = block.forward(x, delta, angles, batch, keys, values)
+        return self.operations.add_norm(x, delta, self.norm)[1]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[N, vocab] in float32 from hidden states [N, hidden]."""
@@ -57,7 +59,8 @@ class Decoder:
 
 
 class _Block:
-    def __init__(self, config: ModelConfig, weights: Weights, prefix: str) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, prefix: str, operations: Operations) -> None:
+        self.operations = operations
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.scale = config.head_dim**-0.5
         hidden, width, mlp_width = config.hidden, config.heads * config.head_dim, config.intermediate
@@ -73,18 +76,22 @@ class _Block:
         self.mlp_norm = RMSNorm(weights.tensor(prefix + "post_attention_layernorm.weight", hidden), config.norm_eps)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, batch: AttentionInput, keys: PagedTensor, values: PagedTensor
-    ) -> Tensor:
-        rotated_heads = self.heads + self.kv_heads
-        qkv = self.qkv(self.norm(x)).view(x.shape[0], rotated_heads + self.kv_heads, self.head_dim)
-        qk = qkv[:, :rotated_heads]
-        qk = rotate(qk if self.qk_norm is None else self.qk_norm(qk), cos, sin)
-        store(keys, batch.slots, qk[:, self.heads :])
-        store(values, batch.slots, qkv[:, rotated_heads:])
-        attended = paged_attention(qk[:, : self.heads], keys, values, batch.groups, self.scale)
-        x = x + self.out(attended.reshape(x.shape[0], -1))
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
-        return x + self.down(F.silu(gate) * up)
+        self,
+        x: Tensor,
+        delta: Tensor | None,
+        angles: tuple[Tensor, Tensor],
+        batch: AttentionInput,
+        keys: PagedTensor,
+        values: PagedTensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream [T, hidden] and what is still to be added to it: the next norm does both in one pass."""
+        ops = self.operations
+        x, normed = ops.add_norm(x, delta, self.norm)
+        qkv = self.qkv(normed).view(x.shape[0], self.heads + 2 * self.kv_heads, self.head_dim)
+        query = ops.rotate_and_store(qkv, angles, batch.slots, self.qk_norm, keys, values)
+        attended = ops.attend(query, keys, values, batch, self.scale)
+        x, normed = ops.add_norm(x, self.out(attended.reshape(x.shape[0], -1)), self.mlp_norm)
+        return x, self.down(ops.silu_mul(self.gate_up(normed)))
 
 
 def _qk_norm(config: ModelConfig, weights: Weights, prefix: str) -> RMSNorm:

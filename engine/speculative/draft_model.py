@@ -9,7 +9,7 @@ from torch import Tensor
 
 from engine.config import EngineConfig
 from engine.kernels.reference import PagedTensor
-from engine.layers.attention import Span, layout
+from engine.layers.attention import Span
 from engine.layers.penalties import Row, penalise
 from engine.layers.sampler import Stream, draw, probabilities, uniform
 from engine.models.decoder import Decoder
@@ -84,7 +84,7 @@ class Drafter:
                 )
 
     def _last_logits(self, spans: list[Span]) -> Tensor:
-        batch = layout(spans, *self._geometry)
+        batch = self.model.operations.layout(spans, *self._geometry)
         hidden = self.model.forward(batch, self.cache)
         last = [first + len(span.tokens) - 1 for first, span in zip(batch.first_rows, spans, strict=True)]
         return self.model.logits(hidden[last])

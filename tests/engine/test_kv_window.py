@@ -137,7 +137,7 @@ def test_attention_reads_no_more_pages_as_generation_goes_on(tiny_llama: Path, m
         read.append(sum(len(group.pages) for group in batch.groups))
         return batch
 
-    monkeypatch.setattr("engine.model_runner.layout", counting_layout)
+    monkeypatch.setattr("engine.kernels.torch_operations.layout", counting_layout)
     engine = load_engine(EngineConfig(model=str(tiny_llama), kv_window=16, kv_sink_tokens=4, block_size=4))
     engine.add("a", prompt(30), SamplingParams(max_tokens=300, ignore_eos=True))
     while engine.has_work():

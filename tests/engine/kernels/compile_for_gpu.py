@@ -20,8 +20,10 @@ from paged import CPU, make_spans
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from engine.kernels import attention
+from engine.kernels import attention, quantized_product, rms_norm, rotate_store, silu_mul
 from engine.kernels.reference import PagedTensor
+from engine.layers.norm import RMSNorm
+from engine.layers.quantization import quantize_int4, quantize_int8
 from engine.layers.ragged import ragged_layout
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -37,6 +39,25 @@ def attend(dtype: str, compute: torch.dtype, splits: int, window: int | None, bl
     attention.paged_attention(torch.zeros(6, 8, 128, dtype=compute), keys, values, ragged, 0.1, splits)
 
 
+def rotate(dtype: str, norm: bool) -> None:
+    size = (4, 16, 2, 128, CPU)
+    pages = PagedTensor.empty(dtype, *size), PagedTensor.empty(dtype, *size)
+    qkv, angles = torch.zeros(3, 12, 128, dtype=torch.bfloat16), torch.zeros(3, 1, 128, dtype=torch.bfloat16)
+    norms = RMSNorm(torch.ones(10, 128, dtype=torch.bfloat16), 1e-5) if norm else None
+    rotate_store.rotate_and_store(qkv, (angles, angles), torch.arange(3), norms, *pages)
+
+
+ROW = torch.zeros(3, 256, dtype=torch.bfloat16)
+WEIGHT = torch.ones(96, 256)
+CASES += [
+    ("norm and int4 pages", functools.partial(rotate, "int4", True)),
+    ("fp8 pages", functools.partial(rotate, "fp8_e4m3", False)),
+    ("bfloat16 pages", functools.partial(rotate, "bfloat16", False)),
+    ("residual and norm", lambda: rms_norm.add_rms_norm(ROW, ROW, ROW[0], 1e-5)),
+    ("silu", lambda: silu_mul.silu_mul(ROW)),
+    ("int8 product", lambda: quantized_product.quantized_product(ROW, quantize_int8(WEIGHT))),
+    ("int4 product", lambda: quantized_product.quantized_product(ROW, quantize_int4(WEIGHT, 32))),
+]
 for dtype, compute in {"bfloat16": torch.bfloat16, "int4": torch.bfloat16}.items():
     CASES.append((f"attention {dtype} decode", functools.partial(attend, dtype, compute, 4, None, 16, True)))
 for dtype, compute in {"float32": torch.float32, "fp8_e4m3": torch.bfloat16, "int8": torch.float16}.items():

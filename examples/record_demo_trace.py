@@ -34,7 +34,7 @@ import yaml
 
 from engine.mini import corpus
 from tuner.serving.process import launch
-from tuner.traffic.client import open_session, send
+from tuner.traffic.client import send
 from tuner.traffic.recorder import record
 from tuner.traffic.replay import replay
 from tuner.traffic.trace import Request, Trace
@@ -176,10 +176,9 @@ async def make_trace(plan: Plan, upstream: str | None, model: str) -> Trace:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         async with bundled_engine(directory) if upstream is None else _given(upstream) as url:
-            async with open_session() as session:
-                # A cold first step is the machine's, not the traffic's.
-                warm = replace(requests[0], output_tokens=None)
-                await send(session, url, model, warm, asyncio.get_running_loop().time())
+            # A cold first step is the machine's, not the traffic's.
+            warm = replace(requests[0], output_tokens=None)
+            await send(url, model, warm, asyncio.get_running_loop().time())
             await record_through_proxy(url, model, requests, directory / "trace.jsonl")
         recorded = load_trace(directory / "trace.jsonl")
     provenance = {**_provenance(plan, model), "recorded_at": recorded.provenance["recorded_at"]}

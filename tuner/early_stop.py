@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from tuner.scoring.slo import SLO, is_good
-from tuner.traffic.client import expected_tokens
+from tuner.traffic.exchange import expected_tokens
 from tuner.traffic.replay import Progress, Stop
 from tuner.traffic.trace import Request
 
@@ -25,6 +25,8 @@ def slo_unreachable(requests: Sequence[Request], slos: Mapping[str, SLO], time_s
     # In binary 1 - 0.8 + 0.3 is a little below 0.5.
     allowed = {name: (1 - slos[name].attainment + MARGIN) * count + 1e-9 for name, count in offered.items()}
     deadlines = {r.id: r.arrival / time_scale + good_until(r, slos[r.slo_class]) for r in requests}
+    # When a later turn of a session is due is not known before the turn before it has ended.
+    deadlines |= dict.fromkeys(later_turns(requests), math.inf)
     classes = {request.id: request.slo_class for request in requests}
     bad = dict.fromkeys(offered, 0)
     judged = 0
@@ -43,6 +45,19 @@ def slo_unreachable(requests: Sequence[Request], slos: Mapping[str, SLO], time_s
         return SLO_UNREACHABLE if any(bad[name] + late[name] > allowed[name] for name in offered) else None
 
     return stop
+
+
+def later_turns(requests: Sequence[Request]) -> set[str]:
+    """Ids of the requests that wait for the end of another: all turns of a session but its first."""
+    begun: set[str] = set()
+    later = set()
+    for request in sorted(requests, key=lambda request: request.arrival):
+        if request.session is None:
+            continue
+        if request.session in begun:
+            later.add(request.id)
+        begun.add(request.session)
+    return later
 
 
 def good_until(request: Request, slo: SLO) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,6 +52,13 @@ def test_it_counts_each_record_once() -> None:
     records = [ended(i, 9.0) for i in range(5)]
     for _ in range(5):
         assert stop(Progress(0.6, 7, 10, records)) is None
+
+
+def test_a_later_turn_is_not_late_before_its_turn() -> None:
+    session = tuple(replace(request, session="s") for request in REQUESTS)
+    stop = slo_unreachable(session, SLOS, time_scale=1.0)
+    assert stop(Progress(60.0, 1, len(session), [])) is None
+    assert stop(Progress(60.0, 7, len(session), [ended(i, 9.0) for i in range(6)])) == SLO_UNREACHABLE
 
 
 DEADLINES = [

@@ -21,7 +21,7 @@ from tuner.serving.config import ServingConfig
 from tuner.serving.measurement import Measurement, Purpose
 from tuner.serving.process import EngineProcess, launch
 from tuner.serving.watchdog import Watchdog
-from tuner.traffic.client import open_session, send
+from tuner.traffic.client import send
 from tuner.traffic.replay import Progress, Replay, Stop, replay
 from tuner.traffic.trace import Request
 
@@ -104,7 +104,8 @@ class LiveTestbed:
     def measure(
         self, config: ServingConfig, load: Load, *, purpose: Purpose, probes: Sequence[Probe] | None, stop: Stop | None
     ) -> Measurement:
-        """See Testbed. The early-stopped part of a replay counts as offered: duration is that of the whole window."""
+        """See Testbed. The early-stopped part of a replay counts as offered: duration is that of the whole window, and
+        longer where the last turn of a session was sent after it."""
         return self._runner.run(self._guarded(self._measure(config, load, purpose, probes, stop)))
 
     def answer(self, config: ServingConfig, probes: Sequence[Probe]) -> tuple[ProbeRecord, ...]:
@@ -152,7 +153,7 @@ class LiveTestbed:
             purpose=purpose,
             window=load.window,
             time_scale=load.time_scale,
-            duration=load.duration,
+            duration=max(load.duration, replayed.duration),
             records=replayed.records,
             probes=answers,
             environment=self._environment,
@@ -202,9 +203,9 @@ class LiveTestbed:
         first = [replace(r, output_tokens=None, max_tokens=WARM_UP_TOKENS) for r in requests[:WARM_UP_REQUESTS]]
         process = self._alive()
         start = asyncio.get_running_loop().time()
-        async with open_session() as session, EngineApi(process.base_url) as api:
+        async with EngineApi(process.base_url) as api:
             watchdog = Watchdog(process, api, self._settings.hang_timeout)
-            await watchdog.run(asyncio.gather(*(send(session, process.base_url, model, r, start) for r in first)))
+            await watchdog.run(asyncio.gather(*(send(process.base_url, model, r, start) for r in first)))
 
     async def _replay(self, api: EngineApi, load: Load, model: str, stop: Stop | None) -> Replay:
         process = self._alive()

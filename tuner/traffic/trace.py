@@ -112,7 +112,9 @@ class RequestRecord:
     error: None, or a short typed reason: "refused" (TCP connection refused), "http_5xx", "http_4xx", "connection"
     (reset or broken), "timeout" (no end by the drain deadline; tokens received so far are kept), "truncated" (stream
     ended without a finish), "protocol" (the stream carried an error, or was no completion stream), "stopped" (in
-    flight when the replay was stopped), "not_sent" (the replay was stopped before its turn).
+    flight when the replay was stopped), "not_sent" (see not_sent_reason).
+    not_sent_reason: "stopped" when the replay was before its turn came; else which earlier turn of its session failed,
+    and how.
     """
 
     request_id: str
@@ -126,3 +128,4 @@ class RequestRecord:
     expected_tokens: int | None
     finish_reason: str | None = None
     error: str | None = None
+    not_sent_reason: str | None = None

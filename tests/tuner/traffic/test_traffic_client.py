@@ -21,8 +21,7 @@ def request(**changes: Any) -> Request:
 
 async def sent(url: str, **changes: Any) -> RequestRecord:
     options = {key: changes.pop(key) for key in ("token_ids", "timeout") if key in changes}
-    async with open_session() as session:
-        return await send(session, url, "mini", request(**changes), asyncio.get_running_loop().time(), **options)
+    return await send(url, "mini", request(**changes), asyncio.get_running_loop().time(), **options)
 
 
 async def test_every_token_is_stamped_in_order(server: Any, script: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from tuner.cli import measure, study, trace, trace_tools
+from tuner.cli import measure, study, trace, trace_synth, trace_tools
 from tuner.cli.errors import ErrorGroup
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ app.command("recommend")(study.recommend_)
 app.command()(study.report)
 app.command()(study.export)
 app.command()(trace.record)
-for tool in (trace_tools.inspect, trace_tools.split, trace_tools.scale, trace_tools.anonymize):
+for tool in (trace_tools.inspect, trace_tools.split, trace_tools.scale, trace_synth.synth, trace_tools.anonymize):
     trace.app.command()(tool)
 app.add_typer(trace.app, name="trace")
 app.command()(measure.replay)

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench gpu-check clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/tune run examples/demo/study.yaml --out runs --fresh
@@ -19,6 +19,10 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
+
+# Needs an NVIDIA GPU, and leaves results under benchmarks/results/.
+gpu-check: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.gpu_check
 
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

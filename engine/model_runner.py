@@ -144,7 +144,7 @@ class ModelRunner:
     def _choose(
         self, step: list[ScheduledSequence], proposals: list[Proposal], logits: Tensor, counts: list[int]
     ) -> list[RowResult]:
-        tokens = verify(step, proposals, logits, counts, self._config.synthetic_acceptance)
+        tokens = verify(step, proposals, logits, counts, self._config.synthetic_acceptance, self._operations.sample)
         listings = _listings(step, logits, counts, tokens)
         results = [self._result(*row) for row in zip(step, proposals, tokens, listings, strict=True)]
         first = 0

@@ -92,6 +92,7 @@ TRITON = (
     "engine.kernels.quantized_product",
     "engine.kernels.rms_norm",
     "engine.kernels.rotate_store",
+    "engine.kernels.sampling",
     "engine.kernels.silu_mul",
 )
 """GPU kernels, which the torch path never imports: it runs where there is no triton."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -12,6 +13,7 @@ from engine.kernels.reference import PagedTensor
 from engine.layers.attention import AttentionInput, Span
 from engine.layers.norm import RMSNorm
 from engine.layers.quantization import QuantizedWeight
+from engine.sequence import SamplingParams
 
 Backend = Literal["torch", "triton"]
 
@@ -54,6 +56,9 @@ class Operations(Protocol):
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """SiLU of the first half of the columns times the second, [T, width]."""
+
+    def sample(self, logits: Tensor, params: Sequence[SamplingParams], u: Sequence[float]) -> list[int]:
+        """A token for each row of logits [N, vocab] by its parameters and its u in [0, 1)."""
 
     def product(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
         """x [T, in] @ matrix.T."""

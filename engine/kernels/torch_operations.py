@@ -10,8 +10,9 @@ from engine.layers.attention import AttentionInput, layout
 from engine.layers.norm import RMSNorm
 from engine.layers.quantization import QuantizedWeight
 from engine.layers.rotary import rotate
+from engine.layers.sampler import sample
 
-__all__ = ["add_norm", "attend", "layout", "product", "rotate_and_store", "silu_mul"]
+__all__ = ["add_norm", "attend", "layout", "product", "rotate_and_store", "sample", "silu_mul"]
 
 
 def add_norm(x: Tensor, delta: Tensor | None, norm: RMSNorm) -> tuple[Tensor, Tensor]:

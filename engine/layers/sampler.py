@@ -63,7 +63,7 @@ def probabilities(logits: Tensor, params: Items[SamplingParams]) -> Tensor:
 
 def _top_k_top_p(logits: Tensor, params: Items[SamplingParams]) -> Tensor:
     vocab = logits.shape[-1]
-    ordered, index = logits.sort(-1, descending=True)
+    ordered, index = torch.sort(logits, dim=-1, descending=True, stable=True)  # Of equal tokens the first stay.
     k = torch.tensor([min(p.top_k, vocab) or vocab for p in params], device=logits.device).unsqueeze(1)
     top_p = torch.tensor([p.top_p for p in params], device=logits.device).unsqueeze(1)
     rank = torch.arange(vocab, device=logits.device)
@@ -81,6 +81,11 @@ def draw(probs: Tensor, u: Items[float]) -> list[int]:
     at = torch.tensor(u, dtype=torch.float64, device=probs.device).unsqueeze(1) * total
     tokens: list[int] = torch.searchsorted(cumulative, at, right=True).clamp_(max=probs.shape[1] - 1)[:, 0].tolist()
     return tokens
+
+
+def sample(logits: Tensor, params: Items[SamplingParams], u: Items[float]) -> list[int]:
+    """A token for each row of logits [N, vocab] by its parameters and its u in [0, 1)."""
+    return draw(probabilities(logits, params), u)
 
 
 class Listing(NamedTuple):

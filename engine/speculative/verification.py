@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from typing import NamedTuple
 
@@ -9,9 +10,9 @@ import torch
 from torch import Tensor
 
 from engine.layers.penalties import Row, penalise
-from engine.layers.sampler import Stream, draw, probabilities, uniform
+from engine.layers.sampler import Stream, draw, probabilities, sample, uniform
 from engine.scheduler import ScheduledSequence
-from engine.sequence import Sequence
+from engine.sequence import SamplingParams, Sequence
 from engine.speculative.proposal import Proposal
 
 
@@ -21,11 +22,13 @@ def verify(
     logits: Tensor,
     counts: list[int],
     synthetic: float | None = None,
+    sampler: Callable[[Tensor, Items[SamplingParams], Items[float]], list[int]] = sample,
 ) -> list[list[int]]:
     """New tokens of each scheduled sequence: the guesses that stand, then one of the target's.
 
     logits: [sum(counts), vocab], counts[i] rows of sequence i, which are one more than its guesses, or none.
     synthetic: let each guess stand with this probability, whatever the target says (EngineConfig.synthetic_acceptance).
+    sampler: draws where nobody guessed.
     """
     if any(item.sequence.params.penalised for item in step):
         items = zip(step, proposals, counts, strict=True)
@@ -52,8 +55,13 @@ def verify(
         first += count
     if sampled:
         params_of_rows = [s.sequence.params for s in sampled for _ in s.rows]
-        probs = probabilities(logits[[row for s in sampled for row in s.rows]], params_of_rows)
-        drawn = verify_sampled([s.sequence for s in sampled], [s.proposal for s in sampled], probs, synthetic)
+        wanted = logits[[row for s in sampled for row in s.rows]]
+        if any(s.proposal.tokens for s in sampled):
+            probs = probabilities(wanted, params_of_rows)
+            drawn = verify_sampled([s.sequence for s in sampled], [s.proposal for s in sampled], probs, synthetic)
+        else:
+            numbers = [uniform(s.sequence.seed, s.sequence.num_tokens, Stream.SAMPLE) for s in sampled]
+            drawn = [[token] for token in sampler(wanted, params_of_rows, numbers)]
         for asked, found in zip(sampled, drawn, strict=True):
             tokens[asked.member] = found
     return tokens

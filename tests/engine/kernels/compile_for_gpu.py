@@ -20,11 +20,12 @@ from paged import CPU, make_spans
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from engine.kernels import attention, quantized_product, rms_norm, rotate_store, silu_mul
+from engine.kernels import attention, quantized_product, rms_norm, rotate_store, sampling, silu_mul
 from engine.kernels.reference import PagedTensor
 from engine.layers.norm import RMSNorm
 from engine.layers.quantization import quantize_int4, quantize_int8
 from engine.layers.ragged import ragged_layout
+from engine.sequence import SamplingParams
 
 HOPPER = GPUTarget("cuda", 90, 32)
 CASES: list[tuple[str, Callable[[], object]]] = []
@@ -54,6 +55,7 @@ CASES += [
     ("fp8 pages", functools.partial(rotate, "fp8_e4m3", False)),
     ("bfloat16 pages", functools.partial(rotate, "bfloat16", False)),
     ("residual and norm", lambda: rms_norm.add_rms_norm(ROW, ROW, ROW[0], 1e-5)),
+    ("sampling", lambda: sampling.sample(WEIGHT, [SamplingParams(temperature=1.0)] * 96, [0.5] * 96)),
     ("silu", lambda: silu_mul.silu_mul(ROW)),
     ("int8 product", lambda: quantized_product.quantized_product(ROW, quantize_int8(WEIGHT))),
     ("int4 product", lambda: quantized_product.quantized_product(ROW, quantize_int4(WEIGHT, 32))),

@@ -1,4 +1,7 @@
-"""Random pages and steps for the kernels' tests, with everything that may not be read poisoned."""
+"""Random pages and steps for tests of kernels, here and on a GPU (benchmarks/gpu_check.py).
+
+Everything that may not be read is poisoned.
+"""
 
 from __future__ import annotations
 
@@ -49,8 +52,9 @@ def fill(paged: PagedTensor, spans: list[Span], seed: int) -> PagedTensor:
         table = torch.tensor([-1 if page is None else page for page in span.sequence.block_table])
         page = table[positions // block_size]
         held = page >= 0
-        slots = (page * block_size + positions % block_size)[held]
-        store(paged, slots, gaussian(len(slots), heads, head_dim, seed=seed + index))
+        slots = (page * block_size + positions % block_size)[held].to(paged.data.device)
+        numbers = gaussian(len(slots), heads, head_dim, seed=seed + index).to(slots.device)
+        store(paged, slots, numbers)
     return paged
 
 
@@ -65,12 +69,17 @@ def copied(paged: PagedTensor) -> PagedTensor:
 
 
 def both_layouts(
-    spans: list[Span], block_size: int, window: int | None, sinks: int, weigh: bool = False
+    spans: list[Span],
+    block_size: int,
+    window: int | None,
+    sinks: int,
+    weigh: bool = False,
+    device: torch.device = CPU,
 ) -> tuple[AttentionInput, AttentionInput]:
     """The twin's groups and the kernels' tables. Rows of the two may come in different orders: see first_rows."""
     return (
-        layout(spans, block_size, window, sinks, CPU, weigh),
-        ragged_layout(spans, block_size, window, sinks, CPU, weigh),
+        layout(spans, block_size, window, sinks, device, weigh),
+        ragged_layout(spans, block_size, window, sinks, device, weigh),
     )
 
 

@@ -13,15 +13,19 @@ from engine.model_runner import load_engine
 from engine.sequence import SamplingParams
 
 
-def greedy(config: EngineConfig, prompts: list[list[int]], output: int) -> dict[str, list[int]]:
+def generate(config: EngineConfig, prompts: list[list[int]], params: SamplingParams) -> dict[str, list[int]]:
     engine = load_engine(config)
     for index, prompt in enumerate(prompts):
-        engine.add(str(index), prompt, SamplingParams(max_tokens=output, ignore_eos=True))
+        engine.add(str(index), prompt, params)
     found: dict[str, list[int]] = {str(index): [] for index in range(len(prompts))}
     while engine.has_work():
         for result in engine.step():
             found[result.request_id] += result.tokens
     return found
+
+
+def greedy(config: EngineConfig, prompts: list[list[int]], output: int) -> dict[str, list[int]]:
+    return generate(config, prompts, SamplingParams(max_tokens=output, ignore_eos=True))
 
 
 CASES = {
@@ -40,6 +44,13 @@ def test_greedy_tokens_are_those_of_the_torch_path(name: str, tiny_draft: Path) 
     wanted = greedy(config, prompts, 3)
     assert all(len(tokens) == 3 for tokens in wanted.values())
     assert greedy(config.updated({"attention_backend": "triton"}), prompts, 3) == wanted
+
+
+def test_sampled_tokens_are_those_of_the_torch_path(tiny_draft: Path) -> None:
+    params = SamplingParams(max_tokens=3, temperature=0.9, top_k=40, top_p=0.95, seed=3, ignore_eos=True)
+    config = EngineConfig(model=str(tiny_draft), device="cpu")
+    wanted = generate(config, [random_ids(4, seed=1)], params)
+    assert generate(config.updated({"attention_backend": "triton"}), [random_ids(4, seed=1)], params) == wanted
 
 
 def test_with_norms_of_query_and_key_heads(tmp_path: Path) -> None:

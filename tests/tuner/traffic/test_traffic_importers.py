@@ -19,6 +19,8 @@ from tuner.cli.__main__ import app
 from tuner.traffic.importers.importer import Imported
 from tuner.traffic.importers.importer import import_trace as import_with
 from tuner.traffic.importers.options import ImportOptions
+from tuner.traffic.importers.row import BadLine
+from tuner.traffic.importers.values import nanoseconds
 from tuner.traffic.trace import Trace
 from tuner.traffic.trace_file import load_trace, save_trace
 
@@ -205,6 +207,63 @@ def test_bad_source_is_named(format: str, content: str, message: str, tmp_path: 
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+SOURCES = [
+    ("azure_small.csv", {"format": "azure"}),
+    ("bailian_small.jsonl", {"format": "bailian"}),
+    ("burstgpt_v12.csv", {"format": "burstgpt"}),
+    ("litellm_small.csv", {"format": "litellm"}),
+    ("openai_batch.jsonl", {"format": "openai-batch", "rate": 1.0}),
+    ("otel_otlp.json", {"format": "otel"}),
+    ("otel_older.jsonl", {"format": "otel"}),
+    ("sharegpt_small.json", {"format": "sharegpt", "rate": 1.0, "max_tokens": 9}),
+    ("weka_small/session_a.json", {"format": "weka", "rate": 1.0}),
+]
+ODDITIES = [
+    b"null",
+    b"-1",
+    b"1e400",
+    b"9" * 40,
+    b"[]",
+    b"{}",
+    b'""',
+    b'"1e999999"',
+    b"\x00",
+    b"\xff",
+    b'"\\ud800"',
+    b",",
+    b"\n",
+]
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    source=st.sampled_from(SOURCES), where=st.floats(0, 1), length=st.integers(0, 30), oddity=st.sampled_from(ODDITIES)
+)
+def test_a_damaged_source_is_imported_or_refused_in_one_line(
+    source: tuple[str, dict[str, Any]],
+    where: float,
+    length: int,
+    oddity: bytes,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    path, whole = tmp_path_factory.getbasetemp() / "damaged", (FIXTURES / source[0]).read_bytes()
+    start = round(where * len(whole))
+    path.write_bytes(whole[:start] + oddity + whole[start + length :])
+    try:
+        trace = import_trace(path, **source[1])
+    except ValueError as error:
+        assert "\n" not in str(error)
+    else:
+        save_trace(trace, path.with_name("trace.jsonl"))
+        assert len(load_trace(path.with_name("trace.jsonl")).requests) == len(trace.requests)
+
+
+def test_a_time_with_a_huge_exponent_is_refused_before_it_is_a_number() -> None:
+    for text in ("1e999999", "-1e999999999", "nan", "inf"):
+        with pytest.raises(BadLine, match="at: "):
+            nanoseconds(text, "s", "at")
 
 
 BAD_OPTIONS = [

@@ -7,6 +7,7 @@ attributes as [{key, value: {stringValue | intValue | ...}}], times as decimal s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from tuner.traffic.importers import values
 from tuner.traffic.importers.row import BadLine
 from tuner.traffic.importers.source import Source
 
+_INT64 = re.compile(r"-?[0-9]{1,19}")
 FAILED = (2, "2", "STATUS_CODE_ERROR", "ERROR")
 
 
@@ -113,7 +115,7 @@ def _value(raw: Any) -> Any:
         return None
     ((kind, value),) = raw.items()
     if kind == "intValue":
-        return int(value) if isinstance(value, str) and value.lstrip("-").isdigit() else value
+        return int(value) if isinstance(value, str) and _INT64.fullmatch(value) else value
     if kind == "arrayValue" and isinstance(value, Mapping):
         return [_value(item) for item in value.get("values") or []]
     if kind == "kvlistValue" and isinstance(value, Mapping):

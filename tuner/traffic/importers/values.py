@@ -14,6 +14,7 @@ from tuner.traffic.importers.row import BadLine, Text
 MOST_TOKENS = 10_000_000
 MOST_NANOSECONDS = 4 * 10**18
 """In the year 2096, as a time since 1970."""
+MOST_DIGITS = 20
 _ISO = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?\s?(Z|[+-]\d\d:?\d\d|[+-]\d\d)?")
 
 
@@ -38,10 +39,11 @@ def nanoseconds(value: object, unit: str, key: str) -> int:
     try:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise InvalidOperation
-        time = round(Decimal(value if isinstance(value, str) else repr(value)) * UNITS[unit])
-    except (InvalidOperation, OverflowError, ValueError):
+        number = Decimal(value if isinstance(value, str) else repr(value))
+    except (InvalidOperation, ValueError):
         raise BadLine(f"{key}: expected a number of {unit}") from None
-    if abs(time) > MOST_NANOSECONDS:
+    time = round(number * UNITS[unit]) if number.is_finite() and number.adjusted() < MOST_DIGITS else None
+    if time is None or abs(time) > MOST_NANOSECONDS:
         raise BadLine(f"{key}: no time before 2097, read as {unit}; is that the unit?")
     return time
 

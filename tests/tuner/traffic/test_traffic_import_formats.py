@@ -128,12 +128,12 @@ def test_servegen_windows_hold_what_was_counted_with_their_own_lengths() -> None
 @pytest.mark.parametrize(("family", "shape", "cv"), [("Gamma", 0.25, 2.0), ("Weibull", 0.5, 5**0.5), ("", 0, 1.0)])
 def test_servegen_gaps_have_the_cv_of_their_family(family: str, shape: float, cv: float, tmp_path: Path) -> None:
     """scipy.stats is the oracle of the CVs: gamma(0.25), weibull_min(0.5), expon."""
-    (tmp_path / "c-trace.csv").write_text(f"0,40,{cv},{family},{shape},9\n")
+    (tmp_path / "c-trace.csv").write_text(f"0,20,{cv},{family},{shape},9\n")
     (tmp_path / "c-dataset.json").write_text('{"0": {"input_tokens": "{9: 1.0}", "output_tokens": "{1: 1.0}"}}')
     trace = import_trace(tmp_path / "c-trace.csv", "servegen", ImportOptions(end=600.0)).trace
     gaps = np.diff([r.arrival for r in trace.requests])
-    assert len(trace.requests) == 24_000
-    assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.05)
+    assert len(trace.requests) == 12_000
+    assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.08)
 
 
 def test_servegen_lengths_are_read_never_run(tmp_path: Path) -> None:
@@ -262,6 +262,11 @@ def test_a_turn_that_did_not_wait_becomes_a_session_of_its_own(tmp_path: Path) -
 
 
 LENGTHS_ONLY, SERVEGEN = "lengths_only/{}_lengths_rows0-4999.csv", "servegen/language__m-large__chunk-34-trace.csv.gz"
+TIMED = {"units": {"arrival": "ms"}, "block_tokens": 512}
+AZURE_COLUMNS = {
+    "columns": {"arrival": "TIMESTAMP", "prompt_tokens": "ContextTokens", "output_tokens": "GeneratedTokens"},
+    "units": {"arrival": "iso"},
+}
 STATISTICS = [
     # file, format, options; then what README.md of /work/shared/traces says: requests, requests a second, CV of the
     # gaps (None: the file has no such clock), p50 and p90 of prompts and of answers (None: drawn from distributions)
@@ -269,6 +274,8 @@ STATISTICS = [
     ("azure2023_conv_rows0-8713.csv", "azure", {}, 8714, 5.37, 1.06, (1039, 4072), (160, 429)),
     ("mooncake_conversation_rows0-3608.jsonl.gz", "mooncake", {}, 3609, 3.046, None, (7906, 29089), (358, 605)),
     ("mooncake_synthetic_rows0-1196.jsonl.gz", "mooncake", {}, 1197, 3.647, 1.01, (2898, 35465), (172, 444)),
+    ("mooncake_synthetic_rows0-1196.jsonl.gz", "vllm-timed-trace", TIMED, 1197, 3.647, 1.01, (2898, 35465), (172, 444)),
+    ("azure2023_code_rows0-3967.csv", "csv", AZURE_COLUMNS, 3968, 2.93, 14.03, (1433, 5108), (13, 54)),
     ("weka_kv_cache_tester", "weka", {"rate": 0.1}, 320, None, None, (60060, 126094), (269, 960)),
     (LENGTHS_ONLY.format("sharegpt_8k"), "lengths", {"rate": 2.0}, 5000, 2.0, 1.0, (1737, 5684), (420, 848)),
     (LENGTHS_ONLY.format("bwb"), "lengths", {"rate": 2.0}, 5000, 2.0, 1.0, (1004, 1465), (1559, 2162)),
@@ -278,7 +285,7 @@ PROMPT_SCALE = 64
 """Lengths are cut to a 64th, so that the tests need neither the memory nor the time of the whole."""
 
 
-@pytest.mark.parametrize("row", STATISTICS, ids=[row[0] for row in STATISTICS])
+@pytest.mark.parametrize("row", STATISTICS, ids=[f"{row[1]}: {row[0]}" for row in STATISTICS])
 def test_published_files_have_their_published_statistics(row: tuple[Any, ...]) -> None:
     name, format, options, count, rate, cv, prompts, answers = row
     path = PUBLISHED / name
@@ -328,3 +335,20 @@ def test_published_spans(name: str, count: int, sessions: int) -> None:
     assert len(trace.requests) == count
     assert len({r.session for r in trace.requests} - {None}) == sessions
     assert all(r.endpoint == "chat" and r.reference for r in trace.requests)
+
+
+PROMPTS = [
+    # file, format, options, requests: README.md of /work/shared/traces
+    ("humaneval_0-81.jsonl", "vllm-custom", {}, 82),
+    ("gsm8k_test_0-399.jsonl", "jsonl", {"columns": {"prompt": "question"}}, 400),
+]
+
+
+@pytest.mark.parametrize(("name", "format", "options", "count"), PROMPTS, ids=[row[0] for row in PROMPTS])
+def test_published_prompts(name: str, format: str, options: dict[str, Any], count: int) -> None:
+    path = PUBLISHED / "prompts" / name
+    if not path.exists():
+        pytest.skip(f"{path} is not on this machine: the published traces are not committed")
+    trace = import_trace(path, format, ImportOptions(rate=4.0, max_tokens=64, **options)).trace
+    assert len(trace.requests) == count
+    assert all(isinstance(request.prompt, str) and request.max_tokens == 64 for request in trace.requests)

@@ -237,7 +237,7 @@ ODDITIES = [
 ]
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     source=st.sampled_from(SOURCES), where=st.floats(0, 1), length=st.integers(0, 30), oddity=st.sampled_from(ODDITIES)
 )
@@ -330,10 +330,10 @@ LENGTHS = FIXTURES / "lengths_small.csv"
 
 def test_drawn_arrivals_have_the_rate_and_the_cv_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "lengths.csv"
-    path.write_text("num_prefill_tokens,num_decode_tokens\n" + "1,1\n" * 20_000)
+    path.write_text("num_prefill_tokens,num_decode_tokens\n" + "1,1\n" * 10_000)
     gaps = np.diff([r.arrival for r in import_trace(path, "lengths", rate=8.0, cv=2.5).requests])
-    assert gaps.mean() == pytest.approx(1 / 8, rel=0.06)
-    assert gaps.std() / gaps.mean() == pytest.approx(2.5, rel=0.06)
+    assert gaps.mean() == pytest.approx(1 / 8, rel=0.08)
+    assert gaps.std() / gaps.mean() == pytest.approx(2.5, rel=0.08)
     even = import_trace(LENGTHS, "lengths", rate=4.0, cv=0.0)
     assert [r.arrival for r in even.requests] == [0.0, 0.25, 0.5]
 

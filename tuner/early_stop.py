@@ -16,14 +16,16 @@ MARGIN = 0.3
 to its end: there the size of the miss tells the sampler something, while a stopped one only counts as far away."""
 
 
-def slo_unreachable(requests: Sequence[Request], slos: Mapping[str, SLO], time_scale: float) -> Stop:
+def slo_unreachable(
+    requests: Sequence[Request], slos: Mapping[str, SLO], time_scale: float, margin: float = MARGIN
+) -> Stop:
     """A predicate for replay(): the reason SLO_UNREACHABLE once, even if every open request turned out good, some
-    class would stay MARGIN below its attainment."""
+    class would stay `margin` below its attainment; with 0, once it would miss it."""
     offered: dict[str, int] = {}
     for request in requests:
         offered[request.slo_class] = offered.get(request.slo_class, 0) + 1
     # In binary 1 - 0.8 + 0.3 is a little below 0.5.
-    allowed = {name: (1 - slos[name].attainment + MARGIN) * count + 1e-9 for name, count in offered.items()}
+    allowed = {name: (1 - slos[name].attainment + margin) * count + 1e-9 for name, count in offered.items()}
     deadlines = {r.id: r.arrival / time_scale + good_until(r, slos[r.slo_class]) for r in requests}
     # When a later turn of a session is due is not known before the turn before it has ended.
     deadlines |= dict.fromkeys(later_turns(requests), math.inf)

@@ -1,4 +1,4 @@
-"""One replay outside a study: against a server that runs, or one engine started for it."""
+"""Replays outside a study: against a server that runs, or one engine started for them; what their options mean."""
 
 from __future__ import annotations
 
@@ -6,48 +6,60 @@ import asyncio
 import difflib
 import math
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import aiohttp
 from pydantic import ValidationError
 
 from engine.config import load_config
+from tuner.capacity import Play
 from tuner.results import slo_of
-from tuner.scoring.metrics import TrafficMetrics, traffic_metrics
 from tuner.scoring.slo import SLO
 from tuner.serving.api import EngineApi
 from tuner.serving.config import ServingConfig
 from tuner.serving.testbed import EngineSettings, LiveTestbed, Load
 from tuner.spec import SLOSpec, first_problem
-from tuner.traffic.replay import replay
+from tuner.traffic.replay import Replay, Stop, replay
 
 
-def replay_against_url(url: str, model: str | None, load: Load, slos: dict[str, SLO]) -> TrafficMetrics:
-    """Replay against an OpenAI-compatible server. model: its name there, default the first that it lists.
+@contextmanager
+def server(url: str | None, engine: Path | None, model: str | None = None) -> Iterator[Play]:
+    """What replays loads against a server that runs at `url`, or against the bundled engine, started with this
+    configuration file and ended on leaving. model: its name at `url`, default the first that it lists.
 
-    Raises ValueError when the server does not say what it serves.
+    Raises ValueError when neither or both are given and when a server does not say what it serves; ServingError.
     """
-
-    async def run() -> TrafficMetrics:
-        name = model or await _first_model(url)
-        done = await replay(
-            load.requests, url, name, time_scale=load.time_scale, drain_timeout=load.drain_timeout, span=load.span
-        )
-        return traffic_metrics(done.records, slos, done.duration)
-
-    return asyncio.run(run())
-
-
-def replay_against_engine(path: Path, load: Load, slos: dict[str, SLO]) -> TrafficMetrics:
-    """Start the bundled engine with this configuration file, replay, stop it. Raises ServingError."""
-    config = ServingConfig("bundled", load_config(path).model_dump())
+    if (url is None) == (engine is None):
+        raise ValueError("--url and --engine: expected one of them")
+    if url is not None:
+        yield _remote(url, model or asyncio.run(_first_model(url)))
+        return
+    assert engine is not None
+    config = ServingConfig("bundled", load_config(engine).model_dump())
     with (
         tempfile.TemporaryDirectory(prefix="tune-replay-") as directory,
         LiveTestbed(EngineSettings(Path(directory)), {}) as testbed,
     ):
-        done = testbed.measure(config, load, purpose="trial", probes=None, stop=None)
-    return traffic_metrics(done.records, slos, done.duration)
+
+        def play(load: Load, stop: Stop | None) -> Replay:
+            done = testbed.measure(config, load, purpose="trial", probes=None, stop=stop)
+            return Replay(done.records, done.stopped, done.duration)
+
+        yield play
+
+
+def _remote(url: str, name: str) -> Play:
+    def play(load: Load, stop: Stop | None) -> Replay:
+        return asyncio.run(
+            replay(
+                load.requests, url, name, time_scale=load.time_scale, drain_timeout=load.drain_timeout, stop=stop,
+                span=load.span,
+            )
+        )  # fmt: skip
+
+    return play
 
 
 def parse_slos(given: Iterable[str], classes: Iterable[str]) -> dict[str, SLO]:

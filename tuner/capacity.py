@@ -25,7 +25,7 @@ from tuner.traffic.trace import RequestRecord
 LEAST, MOST = 1 / 64, 1024.0
 """Time scales between which a capacity is looked for."""
 FAR = math.log(4)
-"""A replay that holds or misses by this factor is followed by one four times as fast or as slow, else by one of twice."""
+"""After a replay that holds or misses by this factor the next is four times as fast or as slow, otherwise twice."""
 SHORT_SECONDS = 5.0
 """A replay that offers its requests in less time measures a burst."""
 UNFINISHED = ("stopped", "not_sent")
@@ -53,7 +53,8 @@ class Capacity:
     """time_scale: median, low and high its 95 % interval; rates in requests/s are those times the recorded rate.
 
     state: "found"; "above" where the fastest replay tried holds, "below" where the slowest misses: the interval then is
-    open on that side. broke: what made requests bad just above the capacity, most frequent first. doubts: of any replay.
+    open on that side. broke: what made requests bad just above the capacity, most frequent first. doubts: of any
+    replay.
     """
 
     state: Literal["found", "above", "below"]
@@ -130,7 +131,9 @@ def _causes(records: Sequence[RequestRecord], slos: Mapping[str, SLO], classes: 
     """ "class.cause" -> bad requests of the classes that missed, most frequent first."""
     judged = [record for record in records if record.slo_class in classes and record.error not in UNFINISHED]
     causes = Counter(
-        f"{record.slo_class}.{found}" for record in judged if (found := cause(record, slos[record.slo_class])) is not None
+        f"{record.slo_class}.{found}"
+        for record in judged
+        if (found := cause(record, slos[record.slo_class])) is not None
     )
     return dict(causes.most_common())
 

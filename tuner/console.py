@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from tuner.capacity import Capacity, Tried
 from tuner.outcome import Outcome
 from tuner.recommend import Gain, Recommendation
 from tuner.scoring.metrics import ClassMetrics, TrafficMetrics
@@ -128,6 +130,38 @@ def print_replay(metrics: TrafficMetrics, slos: Mapping[str, SLO]) -> None:
     console.print(_share_table("class", metrics.classes.values()))
     if len(metrics.tenants) > 1:
         console.print(_share_table("tenant", metrics.tenants.values()))
+
+
+def print_tried(tried: Tried) -> None:
+    """One replay of a search for capacity, on standard error."""
+    how = (
+        f"holds, at {math.exp(tried.violation):.0%} of its bounds" if tried.holds else f"misses: {_counts(tried.broke)}"
+    )
+    line = f"x{tried.time_scale:.3g} {how} ({tried.requests} requests)"
+    Console(stderr=True, highlight=False).print(line, markup=False)
+
+
+def print_capacity(found: Capacity) -> None:
+    """What `tune capacity` found; on standard output."""
+    console = Console(highlight=False, soft_wrap=True)
+    rate = found.recorded_rate
+    if found.state == "found":
+        scales = f"{found.time_scale:.3g} [{found.low:.3g}, {found.high:.3g}]"
+        rates = f"{found.time_scale * rate:.3g} [{found.low * rate:.3g}, {found.high * rate:.3g}]"
+        console.print(f"capacity {scales} times the recorded rate, {rates} requests/s (95 % interval)", markup=False)
+    else:
+        where, word = found.time_scale, "at least" if found.state == "above" else "below"
+        console.print(f"capacity {word} {where:.3g} times the recorded rate, {where * rate:.3g} requests/s")
+    if found.broke:
+        console.print(f"broke first: {_counts(found.broke)}", markup=False)
+    console.print(f"{len(found.tried)} replays, {found.requests} requests")
+    for doubt in found.doubts:
+        console.print(f"doubt: {doubt.name}: {doubt.detail}; {doubt.advice}", markup=False)
+
+
+def _counts(causes: Mapping[str, int]) -> str:
+    """The three most frequent."""
+    return ", ".join(f"{name} ({count} requests)" for name, count in list(causes.items())[:3]) or "unfinished"
 
 
 def _share_table(kind: str, groups: Iterable[ClassMetrics]) -> Table:

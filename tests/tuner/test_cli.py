@@ -179,21 +179,6 @@ def test_an_engine_that_never_comes_up_is_a_failure_of_its_own(tmp_path: Path) -
     assert done.stderr.splitlines()[-1] == "tune: launch_failed: exit status 4: no last words"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A fake engine that listens, and its trace."""
-    directory = tmp_path_factory.mktemp("server")
-    write_study(directory)
-    (directory / "engine.yaml").write_text(
-        yaml.safe_dump({"model": str(directory / "model"), "kv_cache_dtype": "auto"})
-    )
-    command = [*engine_launcher(), "--config", str(directory / "engine.yaml"), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        yield process.stdout.readline().split()[1], directory / "trace.jsonl"
-        process.terminate()
-
-
 def test_replay_prints_what_was_good(server: tuple[str, Path]) -> None:
     url, trace = server
     options = [
@@ -269,6 +254,10 @@ BAD = [
     (
         "fluidity without deadlines", ["replay", "{dir}/trace.jsonl", "--url", "http://x", "--slo", "chat.fluidity=1"],
         "--slo chat.fluidity needs ttft and tpot",
+    ),
+    ("a capacity of what", ["capacity", "{dir}/trace.jsonl", "--url", "http://x"], "--slo: expected at least one"),
+    (
+        "no precision", ["capacity", "{dir}/trace.jsonl", "--slo", "chat.ttft=1", "--precision", "0"], "--precision 0:",
     ),
     ("a negative scale", ["replay", "{dir}/trace.jsonl", "--url", "http://x", "--time-scale", "-1"], "--time-scale -1"),
     ("an engine file that is bad", ["replay", "{dir}/trace.jsonl", "--engine", "{dir}/key.yaml"], "unknown setting"),

@@ -28,6 +28,7 @@ for tool in (trace_tools.inspect, trace_tools.split, trace_tools.scale, trace_sy
     trace.app.command()(tool)
 app.add_typer(trace.app, name="trace")
 app.command()(measure.replay)
+app.command()(measure.capacity)
 
 if __name__ == "__main__":
     app()

@@ -3,32 +3,93 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from tuner.scoring.slo import SLO
+    from tuner.serving.testbed import Load
+
+TraceArgument = Annotated[Path, typer.Argument(help="The trace file.")]
+UrlOption = Annotated[str | None, typer.Option(help="Server to replay against, http://HOST:PORT.")]
+EngineOption = Annotated[Path | None, typer.Option(help="Start the bundled engine with this file instead.")]
+ModelOption = Annotated[str | None, typer.Option(help="Model name at --url; default the first it lists.")]
+WindowOption = Annotated[str | None, typer.Option(help="Seconds of the trace, START:END.")]
+SloOption = Annotated[list[str] | None, typer.Option(help="Bound such as chat.ttft=0.5; repeatable.")]
+DrainOption = Annotated[float, typer.Option(help="Seconds after the last arrival.")]
+ScaleOption = Annotated[float, typer.Option(help="How many times faster than recorded.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
 
 def replay(
-    trace: Annotated[Path, typer.Argument(help="The trace file.")],
-    url: Annotated[str | None, typer.Option(help="Server to replay against, http://HOST:PORT.")] = None,
-    engine: Annotated[Path | None, typer.Option(help="Start the bundled engine with this file instead.")] = None,
-    model: Annotated[str | None, typer.Option(help="Model name at --url; default the first it lists.")] = None,
-    time_scale: Annotated[float, typer.Option(help="How many times faster than recorded.")] = 1.0,
-    window: Annotated[str | None, typer.Option(help="Seconds of the trace, START:END.")] = None,
-    slo: Annotated[list[str] | None, typer.Option(help="Bound such as chat.ttft=0.5; repeatable.")] = None,
-    drain_timeout: Annotated[float, typer.Option(help="Seconds after the last arrival.")] = 10.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    trace: TraceArgument,
+    url: UrlOption = None,
+    engine: EngineOption = None,
+    model: ModelOption = None,
+    time_scale: ScaleOption = 1.0,
+    window: WindowOption = None,
+    slo: SloOption = None,
+    drain_timeout: DrainOption = 10.0,
+    as_json: JsonOption = False,
 ) -> None:
     """Replay a trace at its recorded times and print what was good, how fast, and the client's own lag."""
     from tuner.console import print_replay
-    from tuner.loadtest import parse_slos, parse_window, replay_against_engine, replay_against_url
+    from tuner.loadtest import server
+    from tuner.scoring.metrics import traffic_metrics
+
+    load, slos = _load(trace, window, time_scale, drain_timeout, slo)
+    with server(url, engine, model) as play:
+        done = play(load, None)
+    metrics = traffic_metrics(done.records, slos, done.duration)
+    if as_json:
+        typer.echo(json.dumps(asdict(metrics), indent=2))
+    else:
+        print_replay(metrics, slos)
+
+
+def capacity(
+    trace: TraceArgument,
+    url: UrlOption = None,
+    engine: EngineOption = None,
+    model: ModelOption = None,
+    window: WindowOption = None,
+    slo: SloOption = None,
+    precision: Annotated[float, typer.Option(help="Widest interval to end with, high / low - 1.")] = 0.2,
+    replays: Annotated[int, typer.Option(help="At most so many replays.", min=1)] = 16,
+    drain_timeout: DrainOption = 10.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Find how much faster than recorded a trace can be replayed before its SLOs break, and what breaks first."""
+    from tuner.capacity import find_capacity
+    from tuner.console import print_capacity, print_tried
+    from tuner.loadtest import server
+
+    if not slo:
+        raise ValueError("--slo: expected at least one, such as --slo chat.ttft=0.5; without it nothing can break")
+    if not precision > 0:
+        raise ValueError(f"--precision {precision:g}: expected a number above 0, such as 0.1")
+    load, slos = _load(trace, window, 1.0, drain_timeout, slo)
+    with server(url, engine, model) as play:
+        found = find_capacity(load, slos, play, precision=precision, replays=replays, on_tried=print_tried)
+    if as_json:
+        high = found.high if math.isfinite(found.high) else None
+        typer.echo(json.dumps({**asdict(found), "high": high, "requests": found.requests}, indent=2))
+    else:
+        print_capacity(found)
+
+
+def _load(
+    trace: Path, window: str | None, time_scale: float, drain_timeout: float, slo: list[str] | None
+) -> tuple[Load, dict[str, SLO]]:
+    """The traffic of these options and the SLOs of its classes. Raises ValueError naming the option."""
+    from tuner.loadtest import parse_slos, parse_window
     from tuner.serving.testbed import Load
     from tuner.traffic.trace_file import load_trace
 
-    if (url is None) == (engine is None):
-        raise ValueError("--url and --engine: expected one of them")
     if not time_scale > 0:
         raise ValueError(f"--time-scale {time_scale:g}: expected a number above 0")
     loaded = load_trace(trace)
@@ -36,9 +97,4 @@ def replay(
     if cut.span <= 0:
         raise ValueError(f"{trace}: spans no time; give --window START:END in seconds")
     slos = parse_slos(slo or (), cut.slo_classes)
-    load = Load(cut.requests, cut.span, window or "all", time_scale, drain_timeout)
-    metrics = replay_against_engine(engine, load, slos) if engine else replay_against_url(str(url), model, load, slos)
-    if as_json:
-        typer.echo(json.dumps(asdict(metrics), indent=2))
-    else:
-        print_replay(metrics, slos)
+    return Load(cut.requests, cut.span, window or "all", time_scale, drain_timeout), slos

@@ -110,9 +110,7 @@ def searched(server: Server, load: Load, truth: float) -> list[tuple[int, float,
 
 def table(searches: int) -> None:
     """Print a row for each mood and number of replays."""
-    print(
-        "| mood of the machine | capacity | replays | requests | width, median | coverage | error | error of bisection |"
-    )
+    print("| mood | capacity | replays | requests | width, median | coverage | error | error of bisection |")
     print("|---|---|---|---|---|---|---|---|")
     for mood in MOODS:
         arrivals = np.cumsum(np.random.default_rng(0).exponential(1 / RATE, REQUESTS))

@@ -41,6 +41,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "tuner.threshold": (),
     "tuner.capacity": ("tuner.threshold", "tuner.early_stop", "tuner.serving.testbed", SCORING, TRAFFIC),
+    "tuner.fairness": ("tuner.capacity", "tuner.serving.testbed", SCORING, TRAFFIC),
     "tuner.recommend": ("tuner.results", "tuner.store", "tuner.pareto", SCORING),
     "tuner.search": ("search_spaces", "tuner.spec", "tuner.results"),
     # The study's own room: its parts, and what they stand on.

@@ -14,8 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.capacity import Capacity, Tried
+from tuner.fairness import Fairness
 from tuner.outcome import Outcome
 from tuner.recommend import Gain, Recommendation
+from tuner.scoring.fairness import HEAD_OF_LINE_GATE, JAIN_GATE
 from tuner.scoring.metrics import ClassMetrics, TrafficMetrics
 from tuner.scoring.slo import SLO
 from tuner.spec import StudySpec
@@ -157,6 +159,36 @@ def print_capacity(found: Capacity) -> None:
     console.print(f"{len(found.tried)} replays, {found.requests} requests")
     for doubt in found.doubts:
         console.print(f"doubt: {doubt.name}: {doubt.detail}; {doubt.advice}", markup=False)
+
+
+def print_step(what: str) -> None:
+    """What is being done now, on standard error."""
+    Console(stderr=True, highlight=False).print(what, markup=False)
+
+
+def print_fairness(found: Fairness) -> None:
+    """What `tune fairness` found; on standard output."""
+    console = Console(highlight=False, soft_wrap=True)
+    gate = "fair" if found.jain >= JAIN_GATE else f"unfair: below {JAIN_GATE:g}"
+    console.print(f"Jain index of attainment {found.jain:.3f} ({gate}); worst tenant {found.worst}", markup=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("tenant", "offered", "attainment", "alone", "slowdown p50", "p95"):
+        table.add_column(heading, justify="left" if heading == "tenant" else "right")
+    for one in found.tenants:
+        share = f"{one.attainment.value:.3f} [{one.attainment.low:.3f}, {one.attainment.high:.3f}]"
+        slow = (f"{one.slowdown:.2f}", f"{one.slowdown_p95:.2f}")
+        table.add_row(one.name, str(one.offered), share, f"{one.alone:.3f}", *slow)
+    console.print(table)
+    if (line := found.head_of_line) is None:
+        console.print("head of line: no short request stands behind a long one")
+        return
+    gate = "fair" if line.ratio <= HEAD_OF_LINE_GATE else f"unfair: above {HEAD_OF_LINE_GATE:g}"
+    console.print(
+        f"head of line: p95 TTFT of {line.behind} requests behind {line.long} long prompts (from "
+        f"{line.long_prompt_tokens} tokens on) {line.ttft:.4f} s, without them {line.ttft_without:.4f} s: "
+        f"{line.ratio:.2f} times ({gate})",
+        markup=False,
+    )
 
 
 def _counts(causes: Mapping[str, int]) -> str:

@@ -29,6 +29,7 @@ for tool in (trace_tools.inspect, trace_tools.split, trace_tools.scale, trace_sy
 app.add_typer(trace.app, name="trace")
 app.command()(measure.replay)
 app.command()(measure.capacity)
+app.command()(measure.fairness)
 
 if __name__ == "__main__":
     app()

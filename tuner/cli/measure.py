@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -46,7 +47,7 @@ def replay(
         done = play(load, None)
     metrics = traffic_metrics(done.records, slos, done.duration)
     if as_json:
-        typer.echo(json.dumps(asdict(metrics), indent=2))
+        _print_json(asdict(metrics))
     else:
         print_replay(metrics, slos)
 
@@ -76,10 +77,50 @@ def capacity(
     with server(url, engine, model) as play:
         found = find_capacity(load, slos, play, precision=precision, replays=replays, on_tried=print_tried)
     if as_json:
-        high = found.high if math.isfinite(found.high) else None
-        typer.echo(json.dumps({**asdict(found), "high": high, "requests": found.requests}, indent=2))
+        _print_json({**asdict(found), "requests": found.requests})
     else:
         print_capacity(found)
+
+
+def fairness(
+    trace: TraceArgument,
+    url: UrlOption = None,
+    engine: EngineOption = None,
+    model: ModelOption = None,
+    time_scale: ScaleOption = 1.0,
+    window: WindowOption = None,
+    slo: SloOption = None,
+    long_prompt_tokens: Annotated[
+        int | None, typer.Option(help="From which length a prompt is long; default 4 times the median.", min=1)
+    ] = None,
+    drain_timeout: DrainOption = 10.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Replay a trace, each tenant of it alone, and all without the long prompts: who waits for whom?"""
+    from tuner.console import print_fairness, print_step
+    from tuner.fairness import measure_fairness
+    from tuner.loadtest import server
+
+    load, slos = _load(trace, window, time_scale, drain_timeout, slo)
+    with server(url, engine, model) as play:
+        found = measure_fairness(load, slos, play, long_prompt_tokens=long_prompt_tokens, on_replay=print_step)
+    if as_json:
+        _print_json({**asdict(found), "fair": found.fair})
+    else:
+        print_fairness(found)
+
+
+def _print_json(values: Any) -> None:
+    typer.echo(json.dumps(_finite(values), indent=2))
+
+
+def _finite(values: Any) -> Any:
+    """JSON has no infinity: null."""
+    if isinstance(values, Mapping):
+        return {key: _finite(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def _load(

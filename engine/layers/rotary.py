@@ -41,4 +41,4 @@ def frequencies(rope: Rope, head_dim: int) -> Tensor:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate x [T, heads, head_dim] by the tables of its positions."""
-    return x * cos + torch.roll(x, x.shape[-1] // 2, -1) * sin
+    return torch.addcmul(x * cos, torch.roll(x, x.shape[-1] // 2, -1), sin)

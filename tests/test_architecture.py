@@ -20,6 +20,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "tuner.spec": (),
     "tuner.serving.measurement": (CONFIG, "tuner.scoring.quality", "tuner.traffic.trace"),
     "tuner.serving": ("tuner.serving", TRAFFIC, "tuner.errors", "tuner.scoring.quality", "engine.config"),
+    "tuner.serving.export": ("tuner.serving.export", CONFIG, "engine.config", "engine.memory"),
     "tuner.stored": (CONFIG, "tuner.serving.measurement", "tuner.traffic.trace", "tuner.scoring.quality"),
     "tuner.schema": (),
     "tuner.store": (

@@ -12,9 +12,9 @@ from tuner.plan import config_of
 from tuner.recommend import Recommendation
 from tuner.results import StudyResults
 from tuner.serving.adapters import engine_config
-from tuner.serving.export import TARGETS, Provenance, export
+from tuner.serving.export.files import ENGINES, Provenance, export
 
-FILES = ("report.html", "recommended.yaml", *(f"deploy/{target}.yaml" for target in TARGETS))
+FILES = ("report.html", "recommended.yaml", *(f"deploy/{file}" for file in ENGINES.values()))
 
 
 def deliver(results: StudyResults, found: Recommendation, directory: Path) -> list[Path]:
@@ -33,7 +33,7 @@ def deliver(results: StudyResults, found: Recommendation, directory: Path) -> li
     recommended.write_text(_recommended(results, found), encoding="utf-8")
     if refusal(found) is not None:
         return [report, recommended]
-    deploy = [path for target in TARGETS for path in export_to(target, results, found, directory / "deploy")]
+    deploy = [path for target in ENGINES for path in export_to(target, results, found, directory / "deploy")]
     return [report, recommended, *deploy]
 
 
@@ -44,8 +44,15 @@ def refusal(found: Recommendation) -> str | None:
     return found.verdict if found.trial is None else f"Not deployable: {found.verdict}"
 
 
-def export_to(target: str, results: StudyResults, found: Recommendation, out: Path) -> list[Path]:
-    """Write the recommended configuration in the words of `target`.
+def export_to(
+    target: str,
+    results: StudyResults,
+    found: Recommendation,
+    out: Path,
+    engine: str = "vllm",
+    image: str | None = None,
+) -> list[Path]:
+    """Write the recommended configuration in the words of `target`. engine, image: what a manifest runs.
 
     Raises ValueError for an unknown target, and for a recommendation that is not deployable.
     """
@@ -54,7 +61,9 @@ def export_to(target: str, results: StudyResults, found: Recommendation, out: Pa
     assert found.trial is not None
     provenance = Provenance(results.spec.name, found.trial.number, datetime.now(UTC).date().isoformat())
     config = config_of(results.spec, found.trial.knobs)
-    return export(target, config, out=out, model_name=results.spec.model.name, provenance=provenance)
+    return export(
+        target, config, out=out, model_name=results.spec.model.name, provenance=provenance, engine=engine, image=image
+    )
 
 
 def _recommended(results: StudyResults, found: Recommendation) -> str:

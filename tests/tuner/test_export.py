@@ -13,8 +13,12 @@ from hypothesis import strategies as st
 
 from engine.config import EngineConfig, knobs, load_config, parse_config
 from tuner.serving.config import ServingConfig
-from tuner.serving.export import TARGETS, Provenance, export
-from tuner.serving.vllm_flags import VLLM
+from tuner.serving.export.files import TARGETS, Provenance, export
+from tuner.serving.export.llamacpp import LLAMACPP
+from tuner.serving.export.mapping import Row
+from tuner.serving.export.sglang import SGLANG
+from tuner.serving.export.tensorrt_llm import TENSORRT_LLM
+from tuner.serving.export.vllm import VLLM
 
 PROVENANCE = Provenance(study="demo", trial=17, date="2026-11-21")
 
@@ -22,6 +26,20 @@ PROVENANCE = Provenance(study="demo", trial=17, date="2026-11-21")
 def _config(model: Path, **changes: Any) -> ServingConfig:
     settings_ = {"model": str(model), "draft_model": str(model.parent / "draft"), "max_model_len": 2048}
     return ServingConfig("bundled", settings_, {"max_num_seqs": 8, "max_num_batched_tokens": 256, **changes})
+
+
+CHECKPOINT = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 64, "hidden_size": 16,
+    "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "rms_norm_eps": 1e-5, "max_position_embeddings": 4096,
+}  # fmt: skip
+"""One token takes 2 layers x 2 (keys, values) x 1 head x 8 values x 4 bytes = 128 bytes of KV in float32."""
+
+
+def _checkpoint(directory: Path) -> Path:
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(CHECKPOINT), encoding="utf-8")
+    return directory
 
 
 def _vllm(tmp_path: Path, config: ServingConfig) -> tuple[dict[str, Any], str]:
@@ -35,8 +53,11 @@ def _comment_of(text: str, knob: str) -> str:
     return line
 
 
-def test_every_engine_setting_has_exactly_one_row() -> None:
-    assert sorted(row.knob for row in VLLM) == sorted(knob.name for knob in knobs())
+@pytest.mark.parametrize(
+    "rows", [VLLM, SGLANG, TENSORRT_LLM, LLAMACPP], ids=["vllm", "sglang", "tensorrt-llm", "llamacpp"]
+)
+def test_every_engine_setting_has_exactly_one_row(rows: tuple[Row, ...]) -> None:
+    assert sorted(row.knob for row in rows) == sorted(knob.name for knob in knobs())
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -109,7 +130,9 @@ CASES: list[tuple[str, dict[str, Any], str, str | None, Any, str]] = [
     ("vLLM's cap counts what runs", {"max_queued_requests": 10}, "max_queued_requests", "max-num-queued-reqs", 18,
      "approximate"),
     ("the window has no flag", {"kv_window": 124}, "kv_window", None, None, "none"),
-    ("with a window the sequences may not fit", {"kv_window": 124}, "max_num_seqs", "max-num-seqs", 8, "approximate"),
+    ("without the window fewer sequences fit: 1 MiB holds 4 of 2048 tokens", {"kv_window": 124,
+     "kv_cache_memory_bytes": 2**20}, "max_num_seqs", "max-num-seqs", 4, "approximate"),
+    ("without the window all fit", {"kv_window": 124}, "max_num_seqs", "max-num-seqs", 8, "approximate"),
 ]  # fmt: skip
 
 
@@ -117,16 +140,17 @@ CASES: list[tuple[str, dict[str, Any], str, str | None, Any, str]] = [
 def test_rules_of_the_vllm_file(
     tmp_path: Path, about: str, changes: dict[str, Any], knob: str, flag: str | None, expected: Any, fit: str
 ) -> None:
-    flags, text = _vllm(tmp_path, _config(tmp_path / "m", **changes))
+    flags, text = _vllm(tmp_path, _config(_checkpoint(tmp_path / "m"), **changes))
     assert flags.get(flag) == expected
     assert f": {fit}. " in _comment_of(text, knob)
 
 
 def test_a_dropped_window_names_its_consequence(tmp_path: Path) -> None:
-    _, text = _vllm(tmp_path, _config(tmp_path / "m", kv_window=252, kv_sink_tokens=4))
+    changes = {"kv_window": 252, "kv_sink_tokens": 4, "kv_cache_memory_bytes": 2**20}
+    _, text = _vllm(tmp_path, _config(_checkpoint(tmp_path / "m"), **changes))
     line = _comment_of(text, "kv_window")
     assert "2048 tokens of KV instead of 256 (8x)" in line
-    assert "1 of 8 sequences" in line
+    assert "4 of 8 sequences" in line
     assert "quality is expected no lower" in line
 
 
@@ -148,20 +172,22 @@ def test_unknown_model_length_is_the_users_to_set(tmp_path: Path, content: str |
 @pytest.mark.parametrize("target", TARGETS)
 def test_header_names_study_trial_and_configuration(tmp_path: Path, target: str) -> None:
     config = _config(tmp_path / "m")
-    (path,) = export(target, config, out=tmp_path, model_name="mini", provenance=PROVENANCE)
-    first = path.read_text(encoding="utf-8").splitlines()[0]
-    assert first == f"# servetune: study demo, trial 17, configuration {config.fingerprint}, 2026-11-21"
+    *_, path = export(target, config, out=tmp_path, model_name="mini", provenance=PROVENANCE)
+    first, second = path.read_text(encoding="utf-8").splitlines()[:2]
+    header = second if first == "#!/bin/sh" else first
+    assert header == f"# servetune: study demo, trial 17, configuration {config.fingerprint}, 2026-11-21"
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("target", "seed", "model"), [("engine", "seed", "model"), ("vllm", "seed", "model"),
+                                                       ("sglang", "random-seed", "model-path")])  # fmt: skip
 @pytest.mark.parametrize("hostile", ["a\nseed: 99", "a\r\nseed: 99", "a\x85seed: 99", "a\u2028seed: 99", "'\": {]#"])
-def test_names_cannot_add_settings(tmp_path: Path, target: str, hostile: str) -> None:
+def test_names_cannot_add_settings(tmp_path: Path, target: str, seed: str, model: str, hostile: str) -> None:
     provenance = Provenance(study=hostile, trial=1, date=hostile)
     config = _config(tmp_path / f"m{hostile}")
     (path,) = export(target, config, out=tmp_path / "out", model_name=hostile, provenance=provenance)
     loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert loaded["seed"] == EngineConfig(model="m").seed
-    assert loaded["model"] == str(tmp_path / f"m{hostile}")
+    assert loaded[seed] == EngineConfig(model="m").seed
+    assert loaded[model] == str(tmp_path / f"m{hostile}")
 
 
 def test_unknown_target_names_the_nearest(tmp_path: Path) -> None:

@@ -142,9 +142,14 @@ def report(
 
 def export(
     run: RunArgument,
-    to: Annotated[str, typer.Option(help="engine or vllm.")],
+    to: Annotated[
+        str,
+        typer.Option(help="engine, vllm, sglang, tensorrt-llm, llamacpp; compose, kubernetes, helm-values, systemd."),
+    ],
     out: Annotated[Path, typer.Option(help="Directory for the files.")],
     study: StudyOption = None,
+    engine: Annotated[str, typer.Option(help="Which engine compose, kubernetes or systemd run.")] = "vllm",
+    image: Annotated[str | None, typer.Option(help="Container image; default the engine's own of a fixed tag.")] = None,
 ) -> None:
     """Write the recommended configuration for an engine. Exit status 3 when none can be deployed."""
     from tuner.deliver import export_to, refusal
@@ -153,5 +158,5 @@ def export(
     if (why := refusal(found)) is not None:
         typer.echo(why, err=True)
         raise typer.Exit(NOTHING_FEASIBLE)
-    for path in export_to(to, results, found, out):
+    for path in export_to(to, results, found, out, engine, image):
         typer.echo(f"wrote {path}")

@@ -6,33 +6,20 @@ Flag names: vLLM's serve arguments (docs.vllm.ai, v0.32.0).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from engine.config import EngineConfig
+from tuner.serving.export.mapping import (
+    Mapped,
+    Row,
+    model_limit,
+    none,
+    same,
+    sequences_without_window,
+    window_consequence,
+)
 
-Fit = Literal["exact", "approximate", "none"]
 _VLLM_BLOCK_SIZES = (1, 8, 16, 32, 64, 128, 256)
-
-
-@dataclass(frozen=True, slots=True)
-class Mapped:
-    """What one field becomes. value: of the flag; None when the file carries no such flag."""
-
-    fit: Fit
-    note: str
-    value: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row of a mapping table: our field, the foreign flag (None: there is none), and the rule between them."""
-
-    knob: str
-    flag: str | None
-    rule: Callable[[EngineConfig], Mapped]
 
 
 def vllm_fixed(config: EngineConfig) -> dict[str, str]:
@@ -44,14 +31,6 @@ def vllm_fixed(config: EngineConfig) -> dict[str, str]:
             "default): prompts with common beginnings then start sooner than was measured."
         )
     return fixed
-
-
-def _same(knob: str, note: str) -> Callable[[EngineConfig], Mapped]:
-    return lambda config: Mapped("exact", note, getattr(config, knob))
-
-
-def _none(note: str) -> Callable[[EngineConfig], Mapped]:
-    return lambda config: Mapped("none", note)
 
 
 def _seed(config: EngineConfig) -> Mapped:
@@ -77,21 +56,7 @@ def _weight_dtype(config: EngineConfig) -> Mapped:
 def _max_model_len(config: EngineConfig) -> Mapped:
     if config.max_model_len is not None:
         return Mapped("exact", "Prompt plus output.", config.max_model_len)
-    return Mapped("exact", "Not set in the study; read from the model's config.json.", _model_limit(config))
-
-
-def _model_limit(config: EngineConfig) -> int:
-    """The longest sequence in tokens: max_model_len, or max_position_embeddings of the checkpoint."""
-    if config.max_model_len is not None:
-        return config.max_model_len
-    path = Path(config.model) / "config.json"
-    try:
-        limit = json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings")
-    except (OSError, ValueError):
-        limit = None
-    if not isinstance(limit, int):
-        raise ValueError(f"{path}: expected max_position_embeddings (tokens); or set max_model_len in the study")
-    return limit
+    return Mapped("exact", "Not set in the study; read from the model's config.json.", model_limit(config))
 
 
 def _prompt_truncation(config: EngineConfig) -> Mapped:
@@ -103,14 +68,14 @@ def _prompt_truncation(config: EngineConfig) -> Mapped:
 def _max_num_seqs(config: EngineConfig) -> Mapped:
     if config.kv_window is None:
         return Mapped("exact", "Sequences in one step.", config.max_num_seqs)
-    note = "Measured with kv_window, which vLLM lacks: fewer sequences may fit, see kv_window."
-    return Mapped("approximate", note, config.max_num_seqs)
+    note = f"Measured with {config.max_num_seqs} and kv_window, which vLLM lacks; as many as fit without it."
+    return Mapped("approximate", note, sequences_without_window(config))
 
 
 def _prefill_chunk_size(config: EngineConfig) -> Mapped:
     if config.prefill_chunk_size is None:
         return Mapped("exact", "Not set: one prompt may take the whole budget, as by default in vLLM.")
-    chunk = min(config.prefill_chunk_size, _model_limit(config))
+    chunk = min(config.prefill_chunk_size, model_limit(config))
     note = "Bounds the chunk of a prompt longer than this; --max-num-batched-tokens bounds the step."
     return Mapped("approximate", note, chunk)
 
@@ -186,20 +151,10 @@ def _kv_cache_dtype(config: EngineConfig) -> Mapped:
     return Mapped("approximate", note, "auto")
 
 
-def _window_consequence(config: EngineConfig) -> str:
-    limit = _model_limit(config)
-    held = min(limit, (config.kv_window or limit) + config.kv_sink_tokens + config.kv_heavy_tokens)
-    return (
-        f"Without it a sequence may hold {limit} tokens of KV instead of {held} ({limit / held:.3g}x), "
-        f"so as few as {max(1, config.max_num_seqs * held // limit)} of {config.max_num_seqs} sequences may fit "
-        "the same memory; quality is expected no lower than measured."
-    )
-
-
 def _kv_window(config: EngineConfig) -> Mapped:
     if config.kv_window is None:
         return Mapped("none", "Not set: nothing is lost.")
-    return Mapped("none", f"Dropped (measured with {config.kv_window} tokens). {_window_consequence(config)}")
+    return Mapped("none", f"Dropped (measured with {config.kv_window} tokens). {window_consequence(config)}")
 
 
 def _enable_prefix_caching(config: EngineConfig) -> Mapped:
@@ -260,15 +215,15 @@ def _prompt_lookup(config: EngineConfig) -> Mapped:
 
 
 VLLM: tuple[Row, ...] = (
-    Row("model", "model", _same("model", "A local checkpoint directory.")),
+    Row("model", "model", same("model", "A local checkpoint directory.")),
     Row("draft_model", "speculative-config", _draft_model),
-    Row("device", None, _none("vLLM is built for one platform and uses that.")),
+    Row("device", None, none("vLLM is built for one platform and uses that.")),
     Row("dtype", "dtype", _dtype),
     Row("attention_backend", None, _none("vLLM chooses among its own kernels, which compute the same.")),
     Row("weight_dtype", None, _weight_dtype),
-    Row("weight_group_size", None, _none("Belongs to weight_dtype int4, which vLLM does not make at load.")),
-    Row("load_format", "load-format", _same("load_format", "The same words on both sides.")),
-    Row("num_threads", None, _none("On vLLM's CPU build set the environment variable VLLM_CPU_OMP_THREADS_BIND.")),
+    Row("weight_group_size", None, none("Belongs to weight_dtype int4, which vLLM does not make at load.")),
+    Row("load_format", "load-format", same("load_format", "The same words on both sides.")),
+    Row("num_threads", None, none("On vLLM's CPU build set the environment variable VLLM_CPU_OMP_THREADS_BIND.")),
     Row("seed", "seed", _seed),
     Row("max_model_len", "max-model-len", _max_model_len),
     Row("prompt_truncation", None, _prompt_truncation),
@@ -276,13 +231,13 @@ VLLM: tuple[Row, ...] = (
     Row(
         "max_num_batched_tokens",
         "max-num-batched-tokens",
-        _same("max_num_batched_tokens", "Token budget of one step; not below max_num_seqs, on both sides."),
+        same("max_num_batched_tokens", "Token budget of one step; not below max_num_seqs, on both sides."),
     ),
     Row("prefill_chunk_size", "long-prefill-token-threshold", _prefill_chunk_size),
     Row("itl_target", None, _itl_target),
     Row("scheduling_policy", "scheduling-policy", _scheduling_policy),
     Row("watermark", "watermark", _watermark),
-    Row("max_skip_ahead", None, _none("vLLM keeps the order of its queue.")),
+    Row("max_skip_ahead", None, none("vLLM keeps the order of its queue.")),
     Row("max_queued_requests", "max-num-queued-reqs", _max_queued_requests),
     Row("max_queued_tokens", "max-num-queued-tokens", _max_queued_tokens),
     Row("block_size", "block-size", _block_size),
@@ -290,11 +245,11 @@ VLLM: tuple[Row, ...] = (
     Row(
         "kv_cache_memory_bytes",
         "kv-cache-memory-bytes",
-        _same("kv_cache_memory_bytes", "The page pool of one GPU; overrides --gpu-memory-utilization."),
+        same("kv_cache_memory_bytes", "The page pool of one GPU; overrides --gpu-memory-utilization."),
     ),
     Row("kv_window", None, _kv_window),
-    Row("kv_sink_tokens", None, _none("Belongs to kv_window, which vLLM lacks.")),
-    Row("kv_heavy_tokens", None, _none("Belongs to kv_window, which vLLM lacks.")),
+    Row("kv_sink_tokens", None, none("Belongs to kv_window, which vLLM lacks.")),
+    Row("kv_heavy_tokens", None, none("Belongs to kv_window, which vLLM lacks.")),
     Row("enable_prefix_caching", "enable-prefix-caching", _enable_prefix_caching),
     Row("num_speculative_tokens", "speculative-config", _num_speculative_tokens),
     Row("speculative_method", "speculative-config", _part_of_speculative_config),

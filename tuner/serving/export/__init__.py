@@ -1,0 +1,1 @@
+"""Deploy files: files.py writes them; each other file is one engine's words."""

@@ -1,0 +1,195 @@
+"""Deploy files: a measured configuration in the words of the engine that will serve it.
+
+Every EngineConfig field has one row per foreign engine that says how well it carries over: exact, approximate, or
+none. manifests.py puts an engine into compose, Kubernetes, Helm values or systemd.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine.config import EngineConfig, knobs, parse_config
+from tuner.serving.config import ServingConfig
+from tuner.serving.export.llamacpp import LLAMACPP, llamacpp_fixed
+from tuner.serving.export.manifests import MANIFESTS, Deployment, manifest
+from tuner.serving.export.mapping import Row
+from tuner.serving.export.sglang import SGLANG, sglang_fixed
+from tuner.serving.export.tensorrt_llm import TENSORRT_LLM
+from tuner.serving.export.vllm import VLLM, vllm_fixed
+
+ENGINES = {"engine": "engine.yaml", "vllm": "vllm.yaml", "sglang": "sglang.yaml", "tensorrt-llm": "tensorrt_llm.yaml",
+           "llamacpp": "llamacpp.sh"}  # fmt: skip
+"""Target -> the file that its engine reads."""
+TARGETS = (*ENGINES, *MANIFESTS)
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where the configuration comes from; goes into the header of each file. date: as the caller writes it."""
+
+    study: str
+    trial: int
+    date: str
+
+
+def export(
+    target: str,
+    config: ServingConfig,
+    *,
+    out: Path,
+    model_name: str,
+    provenance: Provenance,
+    engine: str = "vllm",
+    image: str | None = None,
+) -> list[Path]:
+    """Write the files of `target` (one of TARGETS) into the directory `out` and return their paths.
+
+    model_name: the name clients ask for, where the target can set it. engine, image: what a manifest runs; the
+    engine's own file is written beside it. Raises ValueError for an unknown target, for values that are no
+    EngineConfig, and when the model's longest sequence cannot be read.
+    """
+    _known("--to", target, TARGETS)
+    _known("--engine", engine, tuple(ENGINES))
+    engine_config = _absolute(parse_config(config.values, source=f"configuration {config.fingerprint}"))
+    header = _header(config, provenance)
+    served = engine if target in MANIFESTS else target
+    text = _engine_text(served, engine_config, header, frozenset(config.knobs), model_name)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [_write(out / ENGINES[served], text)]
+    if target in MANIFESTS:
+        deployment = Deployment(served, ENGINES[served], text, engine_config, model_name, config.fingerprint, image)
+        paths.append(_write(out / MANIFESTS[target], header + manifest(target, deployment)))
+    return paths
+
+
+def _known(option: str, given: str, choices: tuple[str, ...]) -> None:
+    if given not in choices:
+        near = difflib.get_close_matches(given, choices, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; choose from {', '.join(choices)}"
+        raise ValueError(f"{option} {given}: unknown export target{hint}")
+
+
+def _write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _engine_text(target: str, config: EngineConfig, header: str, tuned: frozenset[str], model_name: str) -> str:
+    if target == "engine":
+        return "".join(_engine_lines(config, header, tuned))
+    if target == "vllm":
+        fixed: dict[str, tuple[Any, str]] = {flag: (True, note) for flag, note in vllm_fixed(config).items()}
+        lines = [_comment("Run: vllm serve --config vllm.yaml --host 127.0.0.1 --port 8000"), _caution("vLLM")]
+        lines += [*_named("served-model-name", model_name), *_rows(VLLM, config), *_fixed(fixed)]
+    elif target == "sglang":
+        lines = [_comment("Run: python -m sglang.launch_server --config sglang.yaml --port 8000"), _caution("SGLang")]
+        lines += [*_named("served-model-name", model_name), *_rows(SGLANG, config), *_fixed(sglang_fixed(config))]
+    elif target == "tensorrt-llm":
+        lines = [_comment(f"Run: trtllm-serve {shlex.quote(config.model)} --config tensorrt_llm.yaml --port 8000")]
+        lines += [_caution("TensorRT-LLM"), *_nested(TENSORRT_LLM, config)]
+    else:
+        return "#!/bin/sh\n" + header + "".join(_script(config, model_name))
+    return header + "".join(lines)
+
+
+def _absolute(config: EngineConfig) -> EngineConfig:
+    """Model directories from the current directory, so that the file may be moved."""
+    draft = None if config.draft_model is None else str(Path(config.draft_model).absolute())
+    return config.model_copy(update={"model": str(Path(config.model).absolute()), "draft_model": draft})
+
+
+def _comment(text: str) -> str:
+    """`text` as one comment line, whatever characters it holds."""
+    return "# " + "".join(c if c.isprintable() else " " for c in text) + "\n"
+
+
+def _caution(name: str) -> str:
+    return _comment(f"Measured on servetune's engine, not on {name}: exact means the same setting, not the same speed.")
+
+
+def _header(config: ServingConfig, provenance: Provenance) -> str:
+    return _comment(
+        f"servetune: study {provenance.study}, trial {provenance.trial}, configuration {config.fingerprint}, "
+        f"{provenance.date}"
+    )
+
+
+def _entry(key: str, value: Any) -> str:
+    # ASCII only: PyYAML writes U+0085 unquoted otherwise, and reads it back as a space.
+    return yaml.safe_dump({key: value}, default_flow_style=False, allow_unicode=False, width=math.inf)
+
+
+def _engine_lines(config: EngineConfig, header: str, tuned: frozenset[str]) -> Iterator[str]:
+    yield header
+    yield _comment("Run: python -m engine --config engine.yaml --port 8000")
+    yield _comment("Every setting is written out, so that a later default changes nothing.")
+    for knob in knobs():
+        origin = "tuned" if knob.name in tuned else "fixed in the study"
+        yield "\n" + _comment(f"{knob.unit}; {origin}. {knob.description}")
+        yield _entry(knob.name, getattr(config, knob.name))
+
+
+def _named(flag: str, model_name: str) -> Iterator[str]:
+    yield "\n" + _comment(f"{flag}: the name that clients ask for")
+    yield _entry(flag, model_name)
+
+
+def _rows(rows: tuple[Row, ...], config: EngineConfig) -> Iterator[str]:
+    """Each row's comment, and its flag as a line of YAML where it has a value."""
+    for row in rows:
+        mapped = row.rule(config)
+        yield "\n" + _about(row, mapped.fit, mapped.note)
+        if mapped.value is not None:
+            assert row.flag is not None, row.knob
+            yield _entry(row.flag, mapped.value)
+
+
+def _about(row: Row, fit: str, note: str) -> str:
+    return _comment(f"{row.knob} -> {f'--{row.flag}' if row.flag else 'no flag'}: {fit}. {note}")
+
+
+def _fixed(fixed: dict[str, tuple[Any, str]]) -> Iterator[str]:
+    for flag, (value, note) in fixed.items():
+        yield "\n" + _comment(f"{flag}: {note}")
+        yield _entry(flag, value)
+
+
+def _nested(rows: tuple[Row, ...], config: EngineConfig) -> Iterator[str]:
+    """Comments first, for a nested mapping cannot be broken up by them; then the YAML."""
+    tree: dict[str, Any] = {"enable_chunked_prefill": True}
+    for row in rows:
+        mapped = row.rule(config)
+        yield _about(row, mapped.fit, mapped.note).replace("-> --", "-> ")
+        if mapped.value is not None:
+            assert row.flag is not None, row.knob
+            *path, last = row.flag.split(".")
+            branch = tree
+            for part in path:
+                branch = branch.setdefault(part, {})
+            branch[last] = mapped.value
+    yield "\n" + yaml.safe_dump(tree, default_flow_style=False, allow_unicode=False, width=math.inf, sort_keys=False)
+
+
+def _script(config: EngineConfig, model_name: str) -> Iterator[str]:
+    """Comments, then one command whose every word is quoted."""
+    yield _comment("Run: sh llamacpp.sh --host 127.0.0.1 --port 8000")
+    yield _caution("llama.cpp")
+    words = ["--alias", model_name]
+    for row in LLAMACPP:
+        mapped = row.rule(config)
+        yield _about(row, mapped.fit, mapped.note)
+        if mapped.value is not None:
+            words += [f"--{row.flag}"] if mapped.value is True else [f"--{row.flag}", str(mapped.value)]
+    for flag, (value, note) in llamacpp_fixed(config).items():
+        yield _comment(f"{flag}: {note}")
+        words += [f"--{flag}"] if value is True else [f"--{flag}", str(value)]
+    quoted = " ".join(shlex.quote(word) for word in words)
+    yield f'\nexec "${{LLAMA_SERVER:-llama-server}}" {quoted} "$@"\n'

@@ -23,7 +23,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "tuner.serving.export": ("tuner.serving.export", CONFIG, "engine.config", "engine.memory"),
     "tuner.stored": (CONFIG, "tuner.serving.measurement", "tuner.traffic.trace", "tuner.scoring.quality"),
     "tuner.schema": (),
+    "tuner.database": (),
     "tuner.store": (
+        "tuner.database",
         "tuner.schema",
         "tuner.stored",
         CONFIG,
@@ -44,6 +46,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "tuner.capacity": ("tuner.threshold", "tuner.early_stop", "tuner.serving.testbed", SCORING, TRAFFIC),
     "tuner.fairness": ("tuner.capacity", "tuner.serving.testbed", SCORING, TRAFFIC),
     "tuner.recommend": ("tuner.results", "tuner.store", "tuner.pareto", SCORING),
+    "tuner.doctor": ("tuner.environment", "engine.memory"),
+    "tuner.standing": ("tuner.results", "tuner.resume", "tuner.spec", "tuner.store", "tuner.stored"),
     "tuner.search": ("search_spaces", "tuner.spec", "tuner.results"),
     # The study's own room: its parts, and what they stand on.
     **dict.fromkeys(
@@ -117,7 +121,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "plotly": ("reports",),
     "typer": ("tuner.cli",),
     "optuna": ("tuner.study", "tuner.search", "tuner.store"),
-    "sqlalchemy": ("tuner.store", "tuner.schema"),
+    "sqlalchemy": ("tuner.store", "tuner.schema", "tuner.database"),
     "pickle": (),
     "marshal": (),
     "shelve": (),

@@ -17,9 +17,10 @@ from typing import Any, Self
 
 import optuna
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError
+from sqlalchemy.exc import DatabaseError, IntegrityError
 
 from tuner import schema
+from tuner.database import configure_sqlite, database_url
 from tuner.scoring.quality import ProbeRecord
 from tuner.serving.config import ServingConfig
 from tuner.serving.measurement import Measurement
@@ -52,7 +53,7 @@ class Store:
 
         Raises ValueError for a file that is missing or no study database, an unknown URL, and a newer schema.
         """
-        self._url = _database_url(url_or_path)
+        self._url = database_url(url_or_path)
         self._name = self._url.render_as_string(hide_password=True)
         sqlite = self._url.get_backend_name() == "sqlite"
         if sqlite and not create and not Path(str(self._url.database)).is_file():
@@ -63,7 +64,7 @@ class Store:
         self._engine = sa.create_engine(self._url, connect_args=self._connect_args, poolclass=pool)
         self._optuna: optuna.storages.RDBStorage | None = None
         if sqlite:
-            sa.event.listen(self._engine, "connect", _configure_sqlite)
+            sa.event.listen(self._engine, "connect", configure_sqlite)
         try:
             self._prepare(create)
         except (DatabaseError, sqlite3.DatabaseError) as error:
@@ -138,6 +139,19 @@ class Store:
         """Raises ValueError, naming the studies that there are, for an unknown name."""
         row = self._study(name)
         return StudyInfo(row.name, row.spec, row.space_hash, json.loads(row.provenance), row.time_scale, row.created)
+
+    def delete_study(self, name: str) -> None:
+        """Forget a study, Optuna's part included. References stay: they belong to a model, not to a study.
+
+        Raises ValueError for an unknown name.
+        """
+        study_id = self._study(name).id
+        with self._engine.begin() as connection:
+            for table in (schema.measurements, schema.failures, schema.validation_failures, schema.leases):
+                connection.execute(sa.delete(table).where(table.c.study_id == study_id))
+            connection.execute(sa.delete(schema.studies).where(schema.studies.c.id == study_id))
+        if name in optuna.get_all_study_names(self.optuna_storage()):
+            optuna.delete_study(study_name=name, storage=self.optuna_storage())
 
     def set_time_scale(self, name: str, time_scale: float) -> None:
         """Keep what the calibration found."""
@@ -278,24 +292,3 @@ def _stored_measurement(row: sa.Row[Any]) -> StoredMeasurement:
 def _stored_failure(row: sa.Row[Any]) -> Failure:
     config = ServingConfig(**json.loads(row.config))
     return Failure(row.trial, row.reason, row.detail, json.loads(row.seconds), config, row.created)
-
-
-def _database_url(url_or_path: str | Path) -> sa.URL:
-    if isinstance(url_or_path, Path) or "://" not in url_or_path:
-        url = sa.URL.create("sqlite", database=str(Path(url_or_path).absolute()))
-    else:
-        try:
-            url = sa.make_url(url_or_path)
-        except ArgumentError:
-            raise ValueError("database: expected a file, or a URL like postgresql://user@host/name") from None
-    if url.get_backend_name() not in ("sqlite", "postgresql"):
-        raise ValueError(f"database: expected sqlite or postgresql (given: {url.get_backend_name()})")
-    if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
-        raise ValueError("database: a study lives in a file; expected sqlite:///FILE")
-    return url
-
-
-def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
-    """WAL lets a report read while a study writes; the mode stays with the file, for Optuna's connections too."""
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA foreign_keys = ON")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from tuner.cli import measure, study, trace, trace_synth, trace_tools
+from tuner.cli import machine, measure, studies, study, trace, trace_synth, trace_tools
 from tuner.cli.errors import ErrorGroup
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(study.run)
+app.command()(studies.status)
 app.command("recommend")(study.recommend_)
 app.command()(study.report)
 app.command()(study.export)
@@ -30,6 +31,10 @@ app.add_typer(trace.app, name="trace")
 app.command()(measure.replay)
 app.command()(measure.capacity)
 app.command()(measure.fairness)
+app.add_typer(studies.app, name="studies")
+app.add_typer(machine.space_app, name="space")
+app.command()(machine.serve)
+app.command()(machine.doctor)
 
 if __name__ == "__main__":
     app()

@@ -1,0 +1,171 @@
+"""`tune status` and `tune studies …`: what was run, how far it is, and forgetting it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from tuner.standing import Standing
+
+DATABASE = "study.db"
+REFRESH_SECONDS = 2.0
+
+app = typer.Typer(help="Studies that were run: list, show, delete.", no_args_is_help=True)
+
+RunsOption = Annotated[Path, typer.Option(help="Directory of runs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RunArgument = Annotated[Path, typer.Argument(help="Directory of a run, such as runs/demo.")]
+
+
+def status(
+    run: RunArgument,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again until the study ends.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """How far a study is: phase, trials by state, best so far against the baseline. From any terminal.
+
+    Example: tune status runs/demo --watch
+    """
+    if as_json:
+        typer.echo(json.dumps([asdict(found) for found in _standings(run)], indent=2))
+    elif watch:
+        _watch(run)
+    else:
+        from rich.console import Console
+
+        Console(highlight=False).print(_table(_standings(run)))
+
+
+@app.command("list")
+def list_(runs: RunsOption = Path("runs"), as_json: JsonOption = False) -> None:
+    """List every study under a directory of runs.
+
+    Example: tune studies list --runs runs
+    """
+    from rich.console import Console
+
+    found = [one for database in sorted(runs.glob(f"*/{DATABASE}")) for one in _standings(database.parent)]
+    if as_json:
+        typer.echo(json.dumps([asdict(one) for one in found], indent=2))
+    elif found:
+        Console(highlight=False).print(_table(found))
+    else:
+        typer.echo(f"{runs}: no studies")
+
+
+@app.command()
+def show(run: RunArgument) -> None:
+    """Print the trials of a study: state, configuration, objectives, reason.
+
+    Example: tune studies show runs/demo
+    """
+    from rich.console import Console
+
+    from tuner.results import load_results
+    from tuner.store import Store
+
+    with Store(_database(run), create=False) as store:
+        for name in store.study_names():
+            Console(highlight=False).print(_trials(name, load_results(store, name)))
+
+
+@app.command()
+def delete(
+    run: RunArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete the studies of a run from its database; its report and deploy files stay.
+
+    Example: tune studies delete runs/demo --yes
+    """
+    from tuner.resume import runner_alive
+    from tuner.store import Store
+
+    with Store(_database(run), create=False) as store:
+        names = store.study_names()
+        for name in names:
+            if (owner := runner_alive(store, name)) is not None:
+                raise ValueError(f"{run}: study {name!r} is being run by {owner}; stop it first")
+        if not yes:
+            typer.confirm(f"delete {', '.join(names)} with all measurements from {run}?", abort=True)
+        for name in names:
+            store.delete_study(name)
+            typer.echo(f"deleted {name}")
+
+
+def _database(run: Path) -> Path:
+    return run if run.suffix == ".db" else run / DATABASE
+
+
+def _standings(run: Path) -> list[Standing]:
+    from tuner.standing import standing
+    from tuner.store import Store
+
+    with Store(_database(run), create=False) as store:
+        names = store.study_names()
+        if not names:
+            raise ValueError(f"{_database(run)}: holds no study")
+        return [standing(store, name) for name in names]
+
+
+def _watch(run: Path) -> None:
+    import time
+
+    from rich.console import Console
+    from rich.live import Live
+
+    found = _standings(run)
+    with Live(_table(found), console=Console(highlight=False), auto_refresh=False) as live:
+        while any(one.runner for one in found):
+            time.sleep(REFRESH_SECONDS)
+            found = _standings(run)
+            live.update(_table(found), refresh=True)
+
+
+def _table(found: list[Standing]) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("study", "phase", "trials", "states", "load", "baseline", "best", "ETA"):
+        table.add_column(heading)
+    for one in found:
+        table.add_row(*(Text(cell) for cell in _cells(one)))
+    return table
+
+
+def _cells(one: Standing) -> Iterator[str]:
+    yield one.study
+    yield one.phase + (f" ({one.runner})" if one.runner else "")
+    yield f"{one.asked} of {one.budget}"
+    yield ", ".join(f"{count} {state}" for state, count in sorted(one.trials.items())) or "-"
+    yield "-" if one.time_scale is None else f"{one.time_scale:g}x"
+    yield "-" if one.baseline_goodput is None else f"{one.baseline_goodput:.2f}/s"
+    yield "-" if one.best_goodput is None else f"{one.best_goodput:.2f}/s (trial {one.best_trial})"
+    yield "-" if one.eta_seconds is None else f"{one.eta_seconds / 60:.0f} min"
+
+
+def _trials(name: str, results: object) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    from tuner.results import StudyResults
+
+    assert isinstance(results, StudyResults)
+    table = Table(title=Text(name), box=None, pad_edge=False)
+    for heading in ("trial", "state", "goodput", "quality", "tail", "configuration", "reason"):
+        table.add_column(heading)
+    for trial in results.trials:
+        figures = ["-"] * 3 if trial.objectives is None else [f"{value:.4g}" for value in trial.objectives]
+        knobs = " ".join(f"{knob}={value}" for knob, value in trial.knobs.items()) or "defaults"
+        cells = [str(trial.number), trial.state, *figures, knobs, trial.reason or ""]
+        table.add_row(*(Text(cell) for cell in cells))
+    return table

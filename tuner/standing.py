@@ -1,0 +1,96 @@
+"""How far a study is, read from its database while it runs or later."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from tuner.results import StudyResults, load_results
+from tuner.resume import runner_alive
+from tuner.spec import parse_spec
+from tuner.store import Store
+from tuner.stored import StoredMeasurement
+
+Phase = Literal["load", "search", "finalists", "finished", "stopped"]
+TRIAL_PURPOSES = ("baseline", "trial")
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """phase: load (finding it), search, finalists; finished, or stopped before its end, when nobody runs it.
+
+    trials: by state. asked, budget: trials besides the baseline. goodput: requests/s. eta_seconds: of the search,
+    from the pace so far; None before two trials, and when it is over.
+    """
+
+    study: str
+    phase: Phase
+    runner: str | None
+    trials: Mapping[str, int]
+    asked: int
+    budget: int
+    time_scale: float | None
+    baseline_goodput: float | None
+    best_goodput: float | None
+    best_trial: int | None
+    eta_seconds: float | None
+    created: str
+
+
+def standing(store: Store, name: str) -> Standing:
+    """Raises ValueError for an unknown study."""
+    info, runner = store.study_info(name), runner_alive(store, name)
+    if not store.trials(name):
+        budget = parse_spec(yaml.safe_load(info.spec), source=f"study {name!r}", base=Path("/")).budget
+        phase: Phase = "stopped" if runner is None else "load"
+        return Standing(
+            name, phase, runner, {}, 0, budget.trials, info.time_scale, None, None, None, None, info.created
+        )
+    results = load_results(store, name)
+    measured = [stored for stored in store.measurements(name) if stored.measurement.purpose in TRIAL_PURPOSES]
+    asked = max((trial.number for trial in results.trials), default=0)
+    left = results.spec.budget.trials - asked
+    feasible = [(t.objectives[0], t.number) for t in results.trials if t.state == "feasible" and t.objectives]
+    best = max(feasible, key=lambda pair: (pair[0], -pair[1]), default=None)
+    return Standing(
+        study=name,
+        phase=_phase(results, info.time_scale is not None, left, runner is not None),
+        runner=runner,
+        trials=dict(Counter(trial.state for trial in results.trials)),
+        asked=asked,
+        budget=results.spec.budget.trials,
+        time_scale=info.time_scale,
+        baseline_goodput=_goodput(results, 0),
+        best_goodput=None if best is None else best[0],
+        best_trial=None if best is None else best[1],
+        eta_seconds=_eta(measured, left) if runner is not None else None,
+        created=info.created,
+    )
+
+
+def _goodput(results: StudyResults, number: int) -> float | None:
+    found = next((t.objectives for t in results.trials if t.number == number), None)
+    return None if found is None else found[0]
+
+
+def _phase(results: StudyResults, load_found: bool, left: int, running: bool) -> Phase:
+    validated = any(found.purpose == "holdout" for found in results.validations)
+    if running:
+        if not load_found:
+            return "load"
+        return "search" if left > 0 else "finalists"
+    return "finished" if validated or (left <= 0 and not results.spec.budget.finalists) else "stopped"
+
+
+def _eta(measured: Sequence[StoredMeasurement], left: int) -> float | None:
+    """Trials left times the median gap between trials so far, seconds."""
+    moments = [datetime.fromisoformat(stored.created) for stored in measured]
+    gaps = [(later - earlier).total_seconds() for earlier, later in zip(moments, moments[1:], strict=False)]
+    return statistics.median(gaps) * left if gaps and left > 0 else None

@@ -112,6 +112,7 @@ LLAMACPP: tuple[Row, ...] = (
     Row("draft_model", "spec-draft-model", _draft),
     Row("device", None, none("llama.cpp takes the GPU that it was built for.")),
     Row("dtype", None, none("The GGUF file decides: convert with --outtype of the same dtype.")),
+    Row("attention_backend", None, none("llama.cpp chooses among its own kernels, which compute the same.")),
     Row("weight_dtype", None, unless_set("weight_dtype", "Quantise the GGUF file: Q8_0 for int8, Q4_K_M for int4.")),
     Row("weight_group_size", None, unless_set("weight_group_size", "Belongs to weight_dtype int4.")),
     Row("load_format", None, unless_set("load_format", "A measurement of speed: deploy real weights.")),

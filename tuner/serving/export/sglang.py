@@ -133,6 +133,7 @@ SGLANG: tuple[Row, ...] = (
     Row("draft_model", "speculative-draft-model-path", _draft),
     Row("device", None, none("SGLang takes the GPU that is there.")),
     Row("dtype", "dtype", _dtype),
+    Row("attention_backend", None, none("SGLang chooses among its own kernels, which compute the same.")),
     Row("weight_dtype", None, unless_set("weight_dtype", "Quantise the checkpoint (W8A16, W4A16) and serve that.")),
     Row("weight_group_size", None, unless_set("weight_group_size", "Belongs to weight_dtype int4.")),
     Row("load_format", "load-format", same("load_format", "The same words on both sides.")),

@@ -219,7 +219,7 @@ VLLM: tuple[Row, ...] = (
     Row("draft_model", "speculative-config", _draft_model),
     Row("device", None, none("vLLM is built for one platform and uses that.")),
     Row("dtype", "dtype", _dtype),
-    Row("attention_backend", None, _none("vLLM chooses among its own kernels, which compute the same.")),
+    Row("attention_backend", None, none("vLLM chooses among its own kernels, which compute the same.")),
     Row("weight_dtype", None, _weight_dtype),
     Row("weight_group_size", None, none("Belongs to weight_dtype int4, which vLLM does not make at load.")),
     Row("load_format", "load-format", same("load_format", "The same words on both sides.")),

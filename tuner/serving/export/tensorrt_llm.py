@@ -89,6 +89,7 @@ TENSORRT_LLM: tuple[Row, ...] = (
     Row("draft_model", "speculative_config.speculative_model", _draft),
     Row("device", None, none("TensorRT-LLM runs on GPUs.")),
     Row("dtype", "dtype", lambda c: Mapped("exact" if c.dtype != "auto" else "approximate", "Compute dtype.", c.dtype)),
+    Row("attention_backend", None, none("TensorRT-LLM chooses among its own kernels, which compute the same.")),
     Row(
         "weight_dtype",
         None,

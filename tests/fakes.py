@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from tuner.scoring.quality import Probe, ProbeRecord
+from tuner.scoring.probes import SCREEN, Probe, ProbeRecord
+from tuner.scoring.speculation import DomainSpeculation
 from tuner.serving.config import ServingConfig
 from tuner.serving.measurement import Measurement, Purpose
-from tuner.serving.testbed import Load
+from tuner.serving.testbed import Hopeless, Load, never
 from tuner.spec import StudySpec, parse_spec
 from tuner.traffic.replay import Progress, Stop
 from tuner.traffic.trace import Request, RequestRecord, Trace
@@ -52,7 +53,14 @@ class FakeTestbed:
     closed: bool = False
 
     def measure(
-        self, config: ServingConfig, load: Load, *, purpose: Purpose, probes: Sequence[Probe] | None, stop: Stop | None
+        self,
+        config: ServingConfig,
+        load: Load,
+        *,
+        purpose: Purpose,
+        probes: Sequence[Probe] | None,
+        stop: Stop | None,
+        hopeless: Hopeless = never,
     ) -> Measurement:
         self.calls.append(Call(purpose, config, load.window, load.time_scale, len(probes or ())))
         if (error := self.fault(config, purpose)) is not None:
@@ -65,7 +73,7 @@ class FakeTestbed:
             time_scale=load.time_scale,
             duration=load.duration,
             records=records,
-            probes=_answers(config, () if stopped else probes or ()),
+            probes=() if stopped else _gated(config, probes or (), hopeless),
             environment={"machine": "fake"},
             seconds={"reconfigure": 0.1, "replay": load.duration, "quality": 0.2},
             stopped=stopped,
@@ -76,6 +84,12 @@ class FakeTestbed:
         if (error := self.fault(config, "reference")) is not None:
             raise error
         return _answers(config, probes)
+
+    def speculation(self, config: ServingConfig, probes: Sequence[Probe]) -> tuple[DomainSpeculation, ...]:
+        self.calls.append(Call("speculation", config))
+        if (error := self.fault(config, "speculation")) is not None:
+            raise error
+        return (DomainSpeculation("text", 3, 3, 0, 2, 40, 30, 0.002, 0.001),)
 
     def close(self) -> None:
         self.closed = True
@@ -132,16 +146,26 @@ def _record(request: Request, due: float, times: tuple[float, ...]) -> RequestRe
     )  # fmt: skip
 
 
+def _gated(config: ServingConfig, probes: Sequence[Probe], hopeless: Hopeless) -> tuple[ProbeRecord, ...]:
+    first = _answers(config, [probe for probe in probes if probe.gate == SCREEN])
+    if first and hopeless(first):
+        return first
+    return first + _answers(config, [probe for probe in probes if probe.gate > SCREEN])
+
+
 def _answers(config: ServingConfig, probes: Sequence[Probe]) -> tuple[ProbeRecord, ...]:
     loss = 0.001 if config.values.get("kv_cache_dtype") == "int8" else 0.0
     window = config.values.get("kv_window")
     records = []
-    for index, probe in enumerate(probes):
+    for probe in probes:
+        index = int(probe.id.rsplit("-")[-1].removeprefix("r"))
         if probe.kind == "recall":
-            records.append(ProbeRecord(probe.id, probe.slice, probe.kind, correct=window is None or window >= 128))
+            right = window is None or window >= 128
+            records.append(ProbeRecord(probe.id, probe.slice, probe.kind, correct=right, gate=probe.gate))
         else:
             logprobs = tuple(-1.0 - 0.01 * index - loss for _ in range(4))
-            records.append(ProbeRecord(probe.id, probe.slice, probe.kind, (1, 2, 3, 4), logprobs, (1, 2, 3, 4)))
+            tokens = (1, 2, 3, 4)
+            records.append(ProbeRecord(probe.id, probe.slice, probe.kind, tokens, logprobs, tokens, gate=probe.gate))
     return tuple(records)
 
 

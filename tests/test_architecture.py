@@ -10,6 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = ("tuner", "engine", "search_spaces", "reports")
 
+PROBES = ("tuner.scoring.probes", "tuner.scoring.speculation")
+"""Types of raw answers."""
 TRAFFIC, CONFIG, SCORING = "tuner.traffic", "tuner.serving.config", "tuner.scoring"
 ALLOWED: dict[str, tuple[str, ...]] = {
     "tuner.errors": (),
@@ -18,10 +20,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "tuner.traffic": (TRAFFIC,),
     "tuner.scoring": (SCORING, "tuner.traffic.trace", "tuner.serving.measurement"),
     "tuner.spec": (),
-    "tuner.serving.measurement": (CONFIG, "tuner.scoring.quality", "tuner.traffic.trace"),
-    "tuner.serving": ("tuner.serving", TRAFFIC, "tuner.errors", "tuner.scoring.quality", "engine.config"),
+    "tuner.serving.measurement": (CONFIG, *PROBES, "tuner.traffic.trace"),
+    "tuner.serving": ("tuner.serving", TRAFFIC, "tuner.errors", *PROBES, "engine.config"),
     "tuner.serving.export": ("tuner.serving.export", CONFIG, "engine.config", "engine.memory"),
-    "tuner.stored": (CONFIG, "tuner.serving.measurement", "tuner.traffic.trace", "tuner.scoring.quality"),
+    "tuner.stored": (CONFIG, "tuner.serving.measurement", "tuner.traffic.trace", *PROBES),
     "tuner.schema": (),
     "tuner.database": (),
     "tuner.store": (
@@ -48,6 +50,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "tuner.recommend": ("tuner.results", "tuner.store", "tuner.pareto", SCORING),
     "tuner.doctor": ("tuner.environment", "engine.memory"),
     "tuner.standing": ("tuner.results", "tuner.resume", "tuner.spec", "tuner.store", "tuner.stored"),
+    "tuner.reference": ("tuner.scoring.probes", "tuner.serving", "tuner.stored", TRAFFIC),
     "tuner.search": ("search_spaces", "tuner.spec", "tuner.results"),
     # The study's own room: its parts, and what they stand on.
     **dict.fromkeys(
@@ -72,6 +75,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
             "tuner.store",
             "tuner.stored",
             "tuner.results",
+            "tuner.reference",
             "tuner.recommend",
             "tuner.environment",
             "tuner.errors",
@@ -82,7 +86,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         ),
     ),
     # The front door's parts: nothing but the command line imports them.
-    **dict.fromkeys(("tuner.console", "tuner.deliver", "tuner.loadtest"), ("tuner", "reports", "engine.config")),
+    **dict.fromkeys(
+        ("tuner.console", "tuner.deliver", "tuner.loadtest", "tuner.quality_check"),
+        ("tuner", "reports", "engine.config"),
+    ),
     "tuner.cli": ("",),
     "search_spaces": ("search_spaces",),
     "reports": ("reports", "tuner.store", "tuner.results", "tuner.recommend", "tuner.pareto", SCORING),
@@ -90,7 +97,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 }
 """The longest matching prefix rules. "" allows everything."""
 
-FRONT_DOOR = ("tuner.cli", "tuner.console", "tuner.deliver", "tuner.loadtest")
+FRONT_DOOR = ("tuner.cli", "tuner.console", "tuner.deliver", "tuner.loadtest", "tuner.quality_check")
 
 TRITON = (
     "engine.kernels.attention",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tuner.early_stop import slo_unreachable
-from tuner.errors import LaunchError
+from tuner.errors import LaunchError, SpeculationLossy
 from tuner.outcome import Reporter
 from tuner.plan import Plan
+from tuner.results import floor_of
+from tuner.scoring.probes import FINAL, FULL, Probe, ProbeRecord, against
+from tuner.scoring.quality import quality_score
+from tuner.scoring.speculation import DomainSpeculation
 from tuner.serving import adapters
 from tuner.serving.config import ServingConfig
 from tuner.serving.measurement import Measurement, Purpose
@@ -36,23 +40,52 @@ class Bench:
         return self.plan.spec.name
 
     def measure(self, trial: int | None, config: ServingConfig, load: Load, purpose: Purpose) -> Measurement:
-        """Measure and store. Probes are asked once per quality key and study, and copied from then on.
+        """Measure and store. Probes are asked once per quality key and study, and repeated from then on.
 
         Raises ServingError when the engine fails.
         """
         self.renew_lease()
         quality_key = adapters.quality_key(config)
-        known = self.store.quality_records(self.study_name, quality_key)
-        probes = self.plan.probes if known is None and purpose != "calibration" else None
+        known = () if purpose == "calibration" else self.store.quality_records(self.study_name, quality_key) or ()
+        probes = self._to_ask(purpose, known)
         stop = slo_unreachable(load.requests, self.plan.slos, load.time_scale) if purpose in STOPPABLE else None
         for launch in range(LAUNCHES):
             try:
-                measured = self.testbed.measure(config, load, purpose=purpose, probes=probes, stop=stop)
+                measured = self.testbed.measure(
+                    config, load, purpose=purpose, probes=probes, stop=stop, hopeless=self._hopeless
+                )
                 break
             except LaunchError:
                 if launch == LAUNCHES - 1:
                     raise
-        if known is not None and purpose != "calibration":
-            measured = replace(measured, probes=known)
+        checked = self._check_speculation(config) if purpose == "repeat" else ()
+        measured = replace(measured, probes=(*known, *measured.probes), speculation=checked)
         self.store.save_measurement(self.study_name, trial, measured, quality_key)
         return measured
+
+    def _to_ask(self, purpose: Purpose, known: Sequence[ProbeRecord]) -> tuple[Probe, ...]:
+        """Probes not answered yet: finalists are asked those of the last gate too. What a gate has stopped stays so."""
+        if purpose == "calibration" or (known and max(record.gate for record in known) < FULL):
+            return ()
+        answered = {record.probe_id for record in known}
+        last = FINAL if purpose == "repeat" else FULL
+        open_ = [probe for probe in self.plan.probes if probe.gate <= last and probe.id not in answered]
+        return against(open_, self._reference()) if open_ else ()
+
+    def _check_speculation(self, config: ServingConfig) -> tuple[DomainSpeculation, ...]:
+        """A finalist that speculates must answer as it does without. Raises SpeculationLossy."""
+        if not adapters.engine_config(config).num_speculative_tokens:
+            return ()
+        found = self.testbed.speculation(config, self.plan.probes)
+        if lossy := [domain.slice for domain in found if not domain.lossless]:
+            raise SpeculationLossy(f"greedy answers differ with speculation in {', '.join(lossy)}")
+        return found
+
+    def _reference(self) -> tuple[ProbeRecord, ...]:
+        reference = self.store.reference(self.plan.reference_key)
+        assert reference is not None, "the reference is measured first"
+        return reference
+
+    def _hopeless(self, records: Sequence[ProbeRecord]) -> bool:
+        floors = {name: floor_of(self.plan.spec, name) for name in {record.slice for record in records}}
+        return quality_score(self._reference(), records, floors).hopeless

@@ -6,6 +6,7 @@ ServingError                 the engine under test failed; ends the trial, never
 ├── EngineCrashed            the process died
 ├── EngineOutOfMemory        the process died, or refused the configuration, for want of memory
 ├── EngineHung               no progress before the deadline
+├── SpeculationLossy         speculation changes greedy answers
 └── ConfigRejected           the engine says that this configuration cannot run
 """
 
@@ -40,6 +41,12 @@ class EngineHung(ServingError):
     """No progress before the deadline."""
 
     reason = "engine_hung"
+
+
+class SpeculationLossy(ServingError):
+    """Speculation changes greedy answers."""
+
+    reason = "speculation_lossy"
 
 
 class ConfigRejected(ServingError):

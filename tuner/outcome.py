@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from tuner.plan import Plan
 from tuner.results import score
 from tuner.scoring.metrics import ClassMetrics, traffic_metrics
-from tuner.scoring.quality import ProbeRecord
+from tuner.scoring.probes import ProbeRecord
 from tuner.scoring.slo import BADNESS_CAP
 from tuner.serving.measurement import Measurement
 

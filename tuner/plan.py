@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,13 @@ from typing import Any
 from search_spaces.space import SearchSpace, load_space
 from tuner.environment import file_hash, model_hash
 from tuner.errors import ConfigRejected
+from tuner.reference import production_probes, reference_key
 from tuner.results import floor_of, slo_of
 from tuner.scoring.intervals import proportion_lower
-from tuner.scoring.quality import Probe, load_probes
+from tuner.scoring.probes import Probe, check_slices, load_probes, screened
 from tuner.scoring.slo import SLO
 from tuner.serving import adapters
+from tuner.serving.api import ANSWER_TOKENS
 from tuner.serving.config import ServingConfig
 from tuner.serving.testbed import Load
 from tuner.spec import StudySpec
@@ -56,8 +57,7 @@ class Plan:
     @property
     def reference_key(self) -> str:
         """Content hash of everything that the reference answers depend on."""
-        parts = [self.hashes["model"], self.hashes["quality.probes"], adapters.quality_key(self.reference)]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return reference_key(self.hashes["model"], self.probes, self.reference)
 
     @property
     def constraint_names(self) -> tuple[str, ...]:
@@ -81,7 +81,9 @@ def make_plan(spec: StudySpec) -> Plan:
     windows = _windows(spec, trace)
     _check_classes(spec, windows)
     baseline = _baseline(spec, space)
-    probes = load_probes(spec.quality.probes)
+    probes = screened(load_probes(spec.quality.probes))
+    probes += production_probes(windows["tune"], spec.quality.production_sample, spec.seed, _longest_prompt(spec))
+    check_slices(probes, str(spec.quality.probes))
     _check_floors(spec, probes)
     _check_recall(spec, probes)
     return Plan(
@@ -97,13 +99,23 @@ def make_plan(spec: StudySpec) -> Plan:
 
 def _vocab_size(model: Path) -> int:
     """Tokens that a trace of mere lengths may draw its prompts from."""
+    return _model_number(model, "vocab_size")
+
+
+def _longest_prompt(spec: StudySpec) -> int:
+    """Tokens of a prompt that the reference can answer."""
+    limit = spec.engine.settings.get("max_model_len") or _model_number(spec.model, "max_position_embeddings")
+    return int(limit) - ANSWER_TOKENS
+
+
+def _model_number(model: Path, name: str) -> int:
     try:
-        size = json.loads((model / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+        number = json.loads((model / "config.json").read_text(encoding="utf-8"))[name]
     except (OSError, ValueError, KeyError, TypeError):
-        size = None
-    if not isinstance(size, int):
-        raise ValueError(f"model: {model / 'config.json'}: expected JSON with a vocab_size")
-    return size
+        number = None
+    if not isinstance(number, int):
+        raise ValueError(f"model: {model / 'config.json'}: expected JSON with a {name}")
+    return number
 
 
 def config_of(spec: StudySpec, knobs: Mapping[str, Any]) -> ServingConfig:

@@ -17,7 +17,8 @@ from tuner.pareto import non_dominated
 from tuner.scoring.cost import Cost
 from tuner.scoring.doubts import Doubt, doubts
 from tuner.scoring.metrics import TrafficMetrics, tail_latency, traffic_metrics
-from tuner.scoring.quality import Floor, ProbeRecord, QualityScore, quality_score
+from tuner.scoring.probes import ProbeRecord
+from tuner.scoring.quality import Floor, QualityScore, quality_score
 from tuner.scoring.slo import SLO
 from tuner.serving.measurement import Measurement
 from tuner.spec import SLOSpec, StudySpec, parse_spec
@@ -30,6 +31,8 @@ DIRECTIONS = ("maximize", "maximize", "minimize")
 TRIALS = ("baseline", "trial")
 VALIDATIONS = ("calibration", "recorded_rate", "holdout", "repeat")
 """Purposes of measurements: those that are a trial, and those that test the configuration of one."""
+UNFINISHED = 1e-3
+"""Least violation of a slice of which not all probes were asked."""
 UNPROVEN = 1.0
 """Violation of a quality floor that was not measured: an unproven floor does not hold."""
 
@@ -122,7 +125,10 @@ def score(measurement: Measurement, reference: Sequence[ProbeRecord], spec: Stud
     traffic = traffic_metrics(measurement.records, slos, measurement.duration)
     quality = quality_score(reference, measurement.probes, floors) if measurement.probes else None
     constraints = {f"quality:{name}": UNPROVEN for name in floors}
-    constraints |= {f"quality:{found.name}": found.violation for found in (quality.slices if quality else ())}
+    for found in quality.slices if quality else ():
+        # A gate that stopped the questions leaves no slice proven, whatever the floors are now.
+        least = found.violation if quality is None or quality.complete else max(found.violation, UNFINISHED)
+        constraints[f"quality:{found.name}"] = least
     constraints |= {f"slo:{name}": found.violation for name, found in traffic.classes.items()}
     tail = tail_latency(
         [record for record in measurement.records if record.slo_class == spec.tail.slo_class],
@@ -152,7 +158,7 @@ def cost_of(spec: StudySpec) -> Cost | None:
 def floor_of(spec: StudySpec, slice_name: str) -> Floor:
     """The floor of one slice: its own, or the default."""
     floor = spec.quality.floors.get(slice_name, spec.quality.default_floor)
-    return Floor(floor.max_nll_increase, floor.min_recall)
+    return Floor(floor.max_nll_increase, floor.min_recall, floor.max_flips, floor.max_kl)
 
 
 def load_results(store: Store, study: str, spec: StudySpec | None = None) -> StudyResults:

@@ -19,7 +19,14 @@ LEASE_SECONDS = 900.0
 """Longer than any one measurement; renewed before each."""
 CLOCK_SLACK = 5.0
 """Seconds by which the start of a process and the renewal of a lease may be told wrongly against each other."""
-MAY_CHANGE = ("budget.", "cost", "engine.launch_timeout", "engine.hang_timeout", "engine.launcher")
+MAY_CHANGE = (
+    "budget.",
+    "cost",
+    "engine.launch_timeout",
+    "engine.hang_timeout",
+    "engine.launcher",
+    "quality.reference_cache",
+)
 """Keys of the study file that change no measurement's meaning: a study may be resumed with more budget."""
 
 

@@ -89,12 +89,20 @@ class FloorSpec(_Section):
 
     max_nll_increase: float = Field(0.02, ge=0)
     min_recall: float = Field(0.9, ge=0, le=1)
+    max_flips: float | None = Field(None, ge=0, le=1, description="Share of forced positions whose argmax changes.")
+    max_kl: float | None = Field(None, ge=0, description="KL divergence from the reference, nats per forced position.")
 
 
 class QualitySpec(_Section):
-    """Probes (JSONL) and floors; `floors` overrides `default_floor` by slice name."""
+    """Probes (JSONL) and floors; `floors` overrides `default_floor` by slice name.
+
+    production_sample: requests of the tuning window that become forced probes of slice "production", the reference's
+    own answers their targets. reference_cache: directory in which reference answers outlive the study.
+    """
 
     probes: Path
+    production_sample: int = Field(0, ge=0)
+    reference_cache: Path | None = None
     default_floor: FloorSpec = FloorSpec()  # type: ignore[call-arg]
     floors: dict[str, FloorSpec] = Field(default_factory=dict)
 
@@ -176,7 +184,12 @@ def _resolve_paths(spec: StudySpec, base: Path) -> StudySpec:
             "draft_model": absolute(spec.draft_model),
             "search_space": space,
             "traffic": spec.traffic.model_copy(update={"trace": absolute(spec.traffic.trace)}),
-            "quality": spec.quality.model_copy(update={"probes": absolute(spec.quality.probes)}),
+            "quality": spec.quality.model_copy(
+                update={
+                    "probes": absolute(spec.quality.probes),
+                    "reference_cache": absolute(spec.quality.reference_cache),
+                }
+            ),
         }
     )
 

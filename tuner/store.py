@@ -9,7 +9,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,7 @@ from sqlalchemy.exc import DatabaseError, IntegrityError
 
 from tuner import schema
 from tuner.database import configure_sqlite, database_url
-from tuner.scoring.quality import ProbeRecord
+from tuner.scoring.probes import ProbeRecord
 from tuner.serving.config import ServingConfig
 from tuner.serving.measurement import Measurement
 from tuner.stored import (
@@ -169,20 +169,26 @@ class Store:
         row |= {name: dump(getattr(measurement, name)) for name in _JSON}
         row |= {"study_id": self._study(study).id, "trial": trial, "quality_key": quality_key}
         row |= {"config": dump(asdict(measurement.config))}
-        return self._insert(
-            schema.measurements, {**row, "raw": pack(RawRecords(measurement.records, measurement.probes))}
-        )
+        raw = RawRecords(measurement.records, measurement.probes, None, measurement.speculation)
+        for earlier in self._measurements(study, schema.measurements.c.quality_key == quality_key):
+            if raw.probes and earlier.measurement.probes == raw.probes:
+                raw = replace(raw, probes=(), probes_of=earlier.id)
+        return self._insert(schema.measurements, {**row, "raw": pack(raw)})
 
     def measurements(self, study: str) -> tuple[StoredMeasurement, ...]:
         """All measurements of a study in the order in which they were saved."""
-        return tuple(_stored_measurement(row) for row in self._rows(schema.measurements, study))
+        return self._measurements(study)
 
     def quality_records(self, study: str, quality_key: str) -> tuple[ProbeRecord, ...] | None:
         """Probe records of the newest measurement with this quality key that has any; None if there is none."""
-        for row in reversed(self._rows(schema.measurements, study, schema.measurements.c.quality_key == quality_key)):
-            if probes := _stored_measurement(row).measurement.probes:
-                return probes
-        return None
+        found = self._measurements(study, schema.measurements.c.quality_key == quality_key)
+        return next((m.measurement.probes for m in reversed(found) if m.measurement.probes), None)
+
+    def _measurements(self, study: str, *where: sa.ColumnElement[bool]) -> tuple[StoredMeasurement, ...]:
+        """`where` must not part a measurement from an earlier one of its quality key."""
+        rows = self._rows(schema.measurements, study, *where)
+        raws = {row.id: unpack(row.raw, RawRecords, f"measurement {row.id}") for row in rows}
+        return tuple(_stored_measurement(row, raws) for row in rows)
 
     def save_failure(
         self, study: str, trial: int, reason: str, detail: str, seconds: Mapping[str, float], config: ServingConfig
@@ -281,11 +287,14 @@ class Store:
             return connection.execute(query).all()
 
 
-def _stored_measurement(row: sa.Row[Any]) -> StoredMeasurement:
-    raw = unpack(row.raw, RawRecords, f"measurement {row.id}")
+def _stored_measurement(row: sa.Row[Any], raws: Mapping[int, RawRecords]) -> StoredMeasurement:
+    raw = raws[row.id]
+    while raw.probes_of is not None:
+        raw = replace(raw, probes=raws[raw.probes_of].probes, probes_of=raws[raw.probes_of].probes_of)
     values = {name: getattr(row, name) for name in _PLAIN} | {name: json.loads(getattr(row, name)) for name in _JSON}
     config = ServingConfig(**json.loads(row.config))
-    measurement = Measurement(config=config, records=raw.records, probes=raw.probes, **values)
+    values |= {"records": raw.records, "probes": raw.probes, "speculation": raw.speculation}
+    measurement = Measurement(config=config, **values)
     return StoredMeasurement(row.id, row.trial, measurement, row.quality_key, row.created)
 
 

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from tuner.scoring.quality import ProbeRecord
+from tuner.scoring.probes import ProbeRecord
+from tuner.scoring.speculation import DomainSpeculation
 from tuner.serving.config import ServingConfig
 from tuner.serving.measurement import Measurement, Purpose
 from tuner.traffic.trace import RequestRecord
@@ -85,10 +86,12 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class RawRecords:
-    """The part of a measurement that is kept compressed."""
+    """The part of a measurement that is kept compressed. probes_of: id of an earlier measurement with these probes."""
 
     records: tuple[RequestRecord, ...]
     probes: tuple[ProbeRecord, ...]
+    probes_of: int | None = None
+    speculation: tuple[DomainSpeculation, ...] = ()
 
 
 def pack(value: object) -> bytes:

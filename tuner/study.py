@@ -19,9 +19,10 @@ from tuner.knee import time_scale
 from tuner.outcome import Outcome, Reporter, broken, failed, judge
 from tuner.plan import Plan, make_plan
 from tuner.recommend import held, recommend
+from tuner.reference import cache_reference, cached_reference
 from tuner.results import StudyResults, load_results
 from tuner.resume import check_unchanged, held_lease
-from tuner.scoring.quality import ProbeRecord
+from tuner.scoring.probes import ProbeRecord
 from tuner.serving import adapters
 from tuner.serving.config import ServingConfig
 from tuner.serving.measurement import Measurement, Purpose
@@ -100,8 +101,13 @@ def _reference(session: Session) -> tuple[ProbeRecord, ...]:
     plan, store = session.bench.plan, session.bench.store
     if (known := store.reference(plan.reference_key)) is not None:
         return known
-    session.bench.report.begin("reference")
-    records = session.bench.testbed.answer(plan.reference, plan.probes)
+    cache = plan.spec.quality.reference_cache
+    records = None if cache is None else cached_reference(cache, plan.reference_key)
+    if records is None:
+        session.bench.report.begin("reference")
+        records = session.bench.testbed.answer(plan.reference, plan.probes)
+        if cache is not None:
+            cache_reference(cache, plan.reference_key, records)
     store.save_reference(plan.reference_key, records)
     return records
 

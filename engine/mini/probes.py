@@ -1,8 +1,9 @@
 """`python -m engine.mini.probes`: quality probes for the tuner, one JSON object a line.
 
 A `forced` probe is scored by the log-probabilities of its target after its prompt; a `recall` probe by whether greedy
-decoding gives its target exactly. Prompts carry their special tokens as text. The generator states are those of the
-split "probe", which training never draws from.
+decoding gives its target exactly, and says where in the prompt (depth, 0 to 1, of length tokens) that stands. Prompts
+carry their special tokens as text. The generator states are those of the split "probe", which training never draws
+from.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
-from engine.mini import corpus, recall, shifted, slices, tokenizer, words
+from engine.mini import corpus, hard, recall, shifted, slices, tokenizer, words
 from engine.mini.corpus import Probe
 from engine.mini.slices import ASSISTANT, BOS, END
 
@@ -55,8 +57,8 @@ def forced_probe(name: str, rng: random.Random, tok: Tokenizer) -> Probe:
     return Probe(name, "forced", *cut(text, tok, max(8, size - length - rng.randint(0, 12)), length))
 
 
-def recall_probe(rng: random.Random, tokens: int, tok: Tokenizer) -> Probe:
-    """A prompt of `tokens` to within one filler: a document with facts in its first third, one of them asked for."""
+def recall_probe(rng: random.Random, tokens: int, tok: Tokenizer, early: float = 0.3) -> Probe:
+    """A prompt of `tokens` to within one filler: a document with facts in its first `early`, one of them asked for."""
     facts = recall.draw_facts(rng, rng.randint(2, 8 if tokens >= 200 else 3))
     asked = rng.choice(facts)
     overhead = "".join(fact.statement for fact in facts) + recall.INTRODUCTION + asked.question
@@ -68,7 +70,7 @@ def recall_probe(rng: random.Random, tokens: int, tok: Tokenizer) -> Probe:
         if budget < 0:
             break
         texts.append(text)
-    body = recall.interleave(rng, facts, texts, early=0.3)
+    body = recall.interleave(rng, facts, texts, early)
     prompt = corpus.as_chat(f"{recall.INTRODUCTION}{body}{asked.question}")
     return Probe("recall", "recall", prompt, asked.answer)
 
@@ -82,19 +84,28 @@ def probe(name: str, rng: random.Random, tok: Tokenizer, long_recall: tuple[int,
 
 
 def generate(
-    seed: int, per_slice: int, recall_probes: int, long_recall: tuple[int, int], tok: Tokenizer
-) -> Iterator[dict[str, str]]:
-    """The probe set of a seed as it is written: `per_slice` forced probes a slice, and `recall_probes` of recall."""
+    seed: int, per_slice: int, recall_probes: int, long_recall: tuple[int, int], tok: Tokenizer, per_hard: int = 0
+) -> Iterator[dict[str, Any]]:
+    """The probe set of a seed as it is written: `per_slice` forced probes a slice, `recall_probes` of recall, and
+    `per_hard` in each of the slices of hard.py."""
     for name in corpus.SLICES:
         for index in range(recall_probes if name == "recall" else per_slice):
             made = probe(name, corpus.stream(f"probe-{name}", seed, index), tok, long_recall)
-            yield {
-                "id": f"{name}-{seed}-{index}",
-                "slice": made.slice,
-                "kind": made.kind,
-                "prompt": made.prompt,
-                "target": made.target,
-            }
+            yield written(made, f"{name}-{seed}-{index}", tok)
+    for name in hard.SLICES:
+        # A list of rare words is short, and lists differ much: twice as many.
+        for index in range(per_hard * (2 if name == hard.RARE else 1)):
+            rng = corpus.stream(f"probe-{name}", seed, index)
+            yield written(hard.probe(name, rng, tok, rng.randint(*long_recall)), f"{name}-{seed}-{index}", tok)
+
+
+def written(made: Probe, name: str, tok: Tokenizer) -> dict[str, Any]:
+    """A probe as one line of a probe file."""
+    line = {"id": name, "slice": made.slice, "kind": made.kind, "prompt": made.prompt, "target": made.target}
+    if made.kind != "recall":
+        return line
+    depth = round(made.prompt.index(made.target) / len(made.prompt), 2)
+    return {**line, "depth": depth, "length": len(tok.encode(made.prompt).ids)}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -103,13 +114,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--per-slice", type=int, default=24, help="forced probes in each slice")
+    parser.add_argument("--per-hard", type=int, default=8, help="probes in each of: long, early, rare")
     parser.add_argument("--recall", type=int, default=32, help="recall probes; 29 prove a floor of 0.9 at 95 %%")
     parser.add_argument("--recall-tokens", type=int, nargs=2, default=LONG_RECALL, help="length of most recall prompts")
     parser.add_argument("--model", type=Path, default=HERE / "mini", help="directory whose tokenizer measures lengths")
     options = parser.parse_args(arguments)
     tok = tokenizer.load(options.model)
+    lengths = tuple(options.recall_tokens)
     with options.out.open("w") as file:
-        for line in generate(options.seed, options.per_slice, options.recall, tuple(options.recall_tokens), tok):
+        for line in generate(options.seed, options.per_slice, options.recall, lengths, tok, options.per_hard):
             file.write(json.dumps(line) + "\n")
 
 

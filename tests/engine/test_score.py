@@ -74,3 +74,23 @@ def test_what_is_no_list_of_tokens_is_refused(data: str) -> None:
     with pytest.raises(ApiError, match="listed_ids: expected base64 of int32") as caught:
         ScoreItem(prompt="a", target="b", listed_ids=data).listed(0, 2, 100)
     assert caught.value.status == 400
+
+
+def test_scores_are_read_from_the_stored_cache(tiny_llama: Path, tokens: list[int]) -> None:
+    """One page of one layer corrupted after the prompt was computed moves what comes after, and nothing before."""
+
+    def logprobs(poison: bool) -> list[float]:
+        engine = load_engine(EngineConfig(model=str(tiny_llama), device="cpu"))
+        prompt, target = tokens[:-POSITIONS], tuple(tokens[-POSITIONS:])
+        engine.add("a", prompt, SamplingParams(len(target), logprobs=True, forced=target))
+        found = list(engine.step()[0].logprobs)
+        if poison:
+            _, values = engine._runner._cache[0]  # type: ignore[attr-defined]
+            values.data[engine._sequences["a"].block_table[1]] += 1.0
+        while engine.has_work():
+            found += [logprob for output in engine.step() for logprob in output.logprobs]
+        return found
+
+    clean, poisoned = logprobs(False), logprobs(True)
+    assert poisoned[0] == clean[0]
+    assert min(abs(a - b) for a, b in zip(poisoned[1:], clean[1:], strict=True)) > 1e-6

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tuner.scoring.quality import ProbeRecord
+from tuner.scoring.probes import ProbeRecord
 from tuner.serving.config import ServingConfig
 from tuner.serving.measurement import Measurement
 from tuner.traffic.trace import RequestRecord

@@ -6,7 +6,7 @@ import math
 
 from aiohttp import web
 
-from tuner.scoring.quality import Probe, ProbeRecord
+from tuner.scoring.probes import Probe, ProbeRecord
 from tuner.serving.api import EngineApi
 from tuner.stored import pack, unpack
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from scipy.stats import binomtest, ttest_1samp
 
 from tests.fakes import cases
 from tests.tuner.builders import forced, recall
-from tuner.scoring.quality import Floor, ProbeRecord, load_probes, quality_score
+from tuner.scoring.probes import FULL, SCREEN, Probe, ProbeRecord, against, load_probes, screened
+from tuner.scoring.quality import Floor, quality_score
 
 FLOORS = {"text": Floor(max_nll_increase=0.02), "facts": Floor(min_recall=0.9)}
 REFERENCE = [forced(f"t{i}", [-1.0, -0.5 - 0.01 * i]) for i in range(40)] + [recall(f"f{i}", True) for i in range(60)]
@@ -28,9 +30,9 @@ def test_the_reference_against_itself_is_exactly_one_and_holds_every_floor() -> 
     assert all(part.violation <= 0.0 for part in found.slices)
 
 
-def test_the_bound_of_a_forced_slice_is_the_one_sided_t_interval_over_probes() -> None:
-    rng = np.random.default_rng(1)
-    losses = rng.normal(0.05, 0.1, size=30)
+def test_without_skew_the_bound_of_a_forced_slice_is_the_one_sided_t_interval_over_probes() -> None:
+    half = np.random.default_rng(1).normal(0.0, 0.1, size=15)
+    losses = 0.05 + np.concatenate((half, -half))
     reference = [forced(f"p{i}", [-1.0] * (i + 1)) for i in range(30)]
     measured = [forced(f"p{i}", [-1.0 - loss] * (i + 1)) for i, loss in enumerate(losses)]
     (part,) = quality_score(reference, measured, FLOORS).slices
@@ -92,6 +94,45 @@ def test_a_slice_of_which_the_reference_knows_nothing_proves_nothing() -> None:
     assert (part.retention, part.retention_lower, part.violation) == (1.0, 0.0, 0.9)
 
 
+def listing(*probabilities: float) -> bytes:
+    """Log-probabilities of all tokens but the last, which is the rest, at each of two positions."""
+    return np.log(np.array([probabilities] * 2), dtype=np.float32).tobytes()
+
+
+def test_every_floor_of_a_forced_slice_is_held_against_its_own_bound() -> None:
+    def record(i: int, *probabilities: float, top: int = 0) -> ProbeRecord:
+        return replace(forced(f"t{i}", [-1.0, -1.0], top=[top, 1]), listed_logprobs=listing(*probabilities))
+
+    reference = [record(i, 0.6, 0.3, 0.1) for i in range(10)]
+    measured = [record(i, 0.5, 0.4, 0.1, top=7 if i < 2 else 0) for i in range(10)]
+    (part,) = quality_score(reference, measured, {"text": Floor()}).slices
+    divergence = 0.6 * math.log(0.6 / 0.5) + 0.3 * math.log(0.3 / 0.4)
+    assert (part.kl, part.kl_upper, part.kl_tail) == pytest.approx((divergence,) * 3, rel=1e-5)
+    assert (part.flips, part.positions, part.violation) == (0.1, 20, -0.02)
+    assert part.flips_upper is not None and 0.1 < part.flips_upper < 0.4
+    floors = (Floor(max_kl=0.01), Floor(max_flips=0.05))
+    kl, flips = (quality_score(reference, measured, {"text": floor}).slices[0] for floor in floors)
+    assert kl.violation == pytest.approx(divergence - 0.01, rel=1e-4) and kl.hopeless
+    assert flips.violation == pytest.approx(part.flips_upper - 0.05) and not flips.hopeless
+
+
+def test_a_flip_between_two_tokens_that_the_reference_cannot_tell_apart_does_not_matter() -> None:
+    for share, flips in ((0.451, 0.0), (0.46, 0.5)):
+        reference = [replace(forced(n, [-1, -1]), listed_logprobs=listing(share, 0.45, 0.55 - share)) for n in "ab"]
+        measured = [replace(record, top_tokens=(5, 1)) for record in reference]
+        assert quality_score(reference, measured, FLOORS).slices[0].flips == flips
+
+
+@pytest.mark.parametrize(
+    "right, hopeless", cases([("most forgotten", 3, True), ("two of eight", 6, False), ("all kept", 8, False)])
+)
+def test_a_first_gate_stops_what_has_lost_for_certain_and_acquits_nobody(right: int, hopeless: bool) -> None:
+    reference = [replace(recall(f"f{i}", True), gate=SCREEN if i < 8 else FULL) for i in range(40)]
+    screen = [replace(record, correct=i < right) for i, record in enumerate(reference[:8])]
+    found = quality_score(reference, screen, FLOORS)
+    assert (found.hopeless, found.complete) == (hopeless, False)
+
+
 @given(st.lists(st.booleans(), min_size=60, max_size=60), st.integers(0, 59))
 def test_losing_one_more_answer_never_raises_quality(kept: list[bool], lost: int) -> None:
     def score(answers: list[bool]) -> tuple[float, float]:
@@ -149,6 +190,13 @@ def test_load_probes_reads_what_is_written(tmp_path: Path) -> None:
             ("empty target", json.dumps(PROBE | {"target": ""}), ":2: target: expected a text"),
             ("number for a text", json.dumps(PROBE | {"prompt": 5}), ":2: prompt: expected a text"),
             ("unknown kind", json.dumps(PROBE | {"id": "b", "kind": "recal"}), ":2: kind: expected forced or recall"),
+            (
+                "no such gate",
+                json.dumps(PROBE | {"id": "b", "gate": 3}),
+                ":2: gate: expected a whole number",
+            ),
+            ("a depth beyond the end", json.dumps(PROBE | {"id": "b", "depth": 2}), ":2: depth: expected a number"),
+            ("a length that is none", json.dumps(PROBE | {"id": "b", "length": True}), ":2: length: expected a whole"),
             ("an id twice", json.dumps(PROBE), ":2: id 'a' is used twice"),
             ("two kinds in one slice", json.dumps(PROBE | {"id": "b", "kind": "forced"}), "mixes forced and recall"),
             ("one forced probe", json.dumps(PROBE | {"id": "b", "slice": "x", "kind": "forced"}), "one forced probe"),
@@ -171,3 +219,21 @@ def test_files_without_probes_are_refused(tmp_path: Path, content: bytes) -> Non
         load_probes(path)
     with pytest.raises(ValueError, match="absent.jsonl"):
         load_probes(tmp_path / "absent.jsonl")
+
+
+def test_some_of_every_slice_are_asked_first_unless_the_author_says_which() -> None:
+    probes = [Probe(f"t{i}", "text", "forced", "x", "y") for i in range(12)]
+    probes += [Probe(f"f{i}", "facts", "recall", "x", "y") for i in range(30)]
+    asked = screened(probes)
+    first = [probe.id for probe in asked if probe.gate == SCREEN]
+    assert first == ["t0", "t1", "t2", *(f"f{i}" for i in range(8))]
+    assert screened(asked) == asked
+
+
+def test_a_configuration_is_asked_the_references_answers_and_likeliest_tokens() -> None:
+    own = Probe("p", "production", "forced", (1, 2), ())
+    answer = replace(forced("p", [-1.0]), tokens=(9,), listed_ids=b"1234")
+    (probe,) = against([own], [answer])
+    assert (probe.target, probe.listed_ids) == ((9,), b"1234")
+    with pytest.raises(ValueError, match="no answer to 1 probes, 'p' first"):
+        against([own], [])

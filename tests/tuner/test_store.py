@@ -11,8 +11,10 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 
@@ -85,6 +87,17 @@ def test_quality_records_are_the_newest_with_the_key_that_has_any(store: Store) 
         store.save_measurement("s", 0, measurement((), probes), quality_key=key)
     assert store.quality_records("s", "q") == (recall("a", False),)
     assert store.quality_records("s", "unknown") is None
+
+
+def test_probes_of_one_quality_key_are_kept_once(store: Store, path: Path) -> None:
+    listed = np.random.default_rng(0).bytes(200_000)
+    probes = [replace(forced("a", [-0.1]), listed_logprobs=listed)]
+    for trial in range(10):
+        store.save_measurement("s", trial, measurement((), probes), quality_key="q")
+    store.save_measurement("s", 10, measurement((), probes), quality_key="other")
+    assert [m.measurement.probes for m in store.measurements("s")] == [tuple(probes)] * 11
+    store.close()
+    assert path.stat().st_size < 3 * len(listed)
 
 
 def test_failures_and_references_come_back(store: Store) -> None:

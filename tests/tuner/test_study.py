@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from tests.fakes import FakeTestbed, cases, make_spec
+from tests.fakes import FakeTestbed, cases, make_probes, make_spec
 from tuner import search
 from tuner.deliver import deliver, export_to
 from tuner.errors import ConfigRejected, EngineCrashed, EngineHung, EngineOutOfMemory, LaunchError, ServingError
@@ -104,8 +105,32 @@ def test_every_measurement_is_stored_and_carries_its_probes(tmp_path: Path, stor
     testbed = run(small(tmp_path, trials=6), store)
     measured = store.measurements("fake")
     assert len(measured) == len(testbed.calls) - 1
-    assert {len(m.measurement.probes) for m in measured if m.measurement.stopped is None} == {46}
+    asked = {m.measurement.config.knobs.get("kv_window"): len(m.measurement.probes) for m in measured}
+    assert asked == {None: 46, 256: 46, 64: 10}, "a window that forgets is hopeless after the first gate"
     assert sum(m.measurement.stopped is None for m in measured) > len(measured) / 2
+
+
+def test_finalists_are_asked_what_no_trial_is(tmp_path: Path, store: Store) -> None:
+    spec = small(tmp_path, trials=6)
+    last = [probe | {"id": f"final-{i}", "gate": 2} for i, probe in enumerate(make_probes()[:6])]
+    with spec.quality.probes.open("a") as file:
+        file.writelines(json.dumps(probe) + "\n" for probe in last)
+    run(spec, store)
+    counts = {m.measurement.purpose: len(m.measurement.probes) for m in store.measurements("fake")}
+    assert (counts["baseline"], counts["repeat"]) == (46, 52)
+
+
+def test_a_sample_of_the_traffic_is_asked_with_the_references_answers(tmp_path: Path, store: Store) -> None:
+    quality = {"probes": "probes.jsonl", "production_sample": 5, "reference_cache": "cache"}
+    run(small(tmp_path, trials=1, quality=quality), store)
+    (baseline,) = [m.measurement for m in store.measurements("fake") if m.measurement.purpose == "baseline"]
+    sample = [record for record in baseline.probes if record.slice == "production"]
+    assert len(sample) == 5 and all(record.tokens for record in sample)
+    (cached,) = (tmp_path / "cache").iterdir()
+    assert cached.stat().st_mode & 0o777 == 0o600
+    with Store(tmp_path / "other.db") as other:
+        again = run(small(tmp_path, trials=1, quality=quality), other)
+    assert "reference" not in [call.purpose for call in again.calls], "another study finds the answers in the cache"
 
 
 def test_probes_are_asked_once_per_quality_key(tmp_path: Path, store: Store) -> None:

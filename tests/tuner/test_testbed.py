@@ -11,7 +11,7 @@ import pytest
 
 from tests.fakes import cases, engine_launcher, make_probes, make_trace, write_study
 from tuner.errors import ConfigRejected, EngineCrashed, EngineHung, EngineOutOfMemory, LaunchError, ServingError
-from tuner.scoring.quality import Probe
+from tuner.scoring.probes import Probe
 from tuner.serving.api import answers
 from tuner.serving.config import ServingConfig
 from tuner.serving.measurement import Measurement

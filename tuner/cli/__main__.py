@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from tuner.cli import machine, measure, studies, study, trace, trace_synth, trace_tools
+from tuner.cli import machine, measure, quality, studies, study, trace, trace_synth, trace_tools
 from tuner.cli.errors import ErrorGroup
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app.add_typer(trace.app, name="trace")
 app.command()(measure.replay)
 app.command()(measure.capacity)
 app.command()(measure.fairness)
+app.command("quality")(quality.quality)
 app.add_typer(studies.app, name="studies")
 app.add_typer(machine.space_app, name="space")
 app.command()(machine.serve)

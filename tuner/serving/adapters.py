@@ -15,18 +15,22 @@ from tuner.serving.config import ServingConfig
 
 BUNDLED_COMMAND = (sys.executable, "-m", "engine", "--drain-timeout", "0")
 """What still runs when the tuner ends its engine is of no use to anybody."""
-QUALITY_KNOBS = ("model", "dtype", "kv_cache_dtype", "kv_window", "kv_sink_tokens", "kv_heavy_tokens")
+QUALITY_KNOBS = (
+    "model", "dtype", "weight_dtype", "weight_group_size", "load_format", "max_model_len", "prompt_truncation",
+    "kv_cache_dtype", "kv_window", "kv_sink_tokens", "kv_heavy_tokens",
+)  # fmt: skip
 """What the answers depend on, beyond rounding: see quality_key."""
 STEP_KNOBS = ("block_size", "max_num_batched_tokens", "prefill_chunk_size")
 """What the answers depend on with kv_heavy_tokens too: it evicts after each step, by pages."""
 REFERENCE_KNOBS: Mapping[str, Any] = {
+    "weight_dtype": "auto",
     "kv_cache_dtype": "auto",
     "kv_window": None,
     "kv_heavy_tokens": 0,
     "num_speculative_tokens": 0,
     "prefill_chunk_size": None,
 }
-"""Full-precision KV, nothing evicted, no speculation."""
+"""Weights as shipped, full-precision KV, nothing evicted, no speculation."""
 
 PROBE_KNOBS: Mapping[str, Any] = {"max_num_seqs": 64, "max_num_batched_tokens": 1024, "prefill_chunk_size": None}
 """Hot settings that the probes are asked with: they change no answer (see quality_key), only how long it takes."""
@@ -54,8 +58,13 @@ def quality_key(config: ServingConfig) -> str:
     make block size, batch, chunk and speculation depth irrelevant to quality."""
     engine = engine_config(config)
     names = QUALITY_KNOBS + (STEP_KNOBS if engine.kv_heavy_tokens else ())
-    sinks = engine.kv_sink_tokens if engine.kv_window is not None else None
-    values = {name: getattr(engine, name) for name in names} | {"kv_sink_tokens": sinks}
+    values = {name: getattr(engine, name) for name in names}
+    if engine.kv_window is None:
+        values["kv_sink_tokens"] = None
+    if engine.weight_dtype != "int4":
+        values["weight_group_size"] = None
+    if engine.prompt_truncation == "refuse":
+        values["max_model_len"] = None
     return "|".join(f"{name}={values[name]}" for name in names if name != "model")
 
 
@@ -64,6 +73,11 @@ def for_probes(config: ServingConfig) -> ServingConfig:
     if engine_config(config).kv_heavy_tokens:
         return config
     return ServingConfig(config.engine, config.settings, {**config.knobs, **PROBE_KNOBS})
+
+
+def without_speculation(config: ServingConfig) -> ServingConfig:
+    """The same configuration, guessing nothing."""
+    return ServingConfig(config.engine, config.settings, {**config.knobs, "num_speculative_tokens": 0})
 
 
 def change_cost(old: ServingConfig, new: ServingConfig) -> ReconfigurationCost | None:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
+import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from tuner.errors import ConfigRejected, EngineCrashed, EngineOutOfMemory
-from tuner.scoring.quality import Probe, ProbeRecord
+from tuner.scoring.probes import LISTED, Probe, ProbeRecord
 from tuner.traffic.client import complete, open_session
 
 METRICS_PREFIX = "servetune:"
 BUSY_SECONDS = 5.0
 """How long requests of a stopped replay may take to leave the engine before it is restarted instead."""
 BUSY_POLL_SECONDS = 0.1
+ANSWER_TOKENS = 32
+"""Of the reference's own answer to a prompt of the recorded traffic."""
 
 
 class NeedsRelaunch(Exception):
@@ -79,8 +84,11 @@ class EngineApi:
             raise NeedsRelaunch(message)
 
     async def ask(self, model: str, probes: Sequence[Probe]) -> tuple[ProbeRecord, ...]:
-        """All probes, in their order: forced ones in one /score call, then recall ones as concurrent completions."""
-        forced = [probe for probe in probes if probe.kind == "forced"]
+        """All probes, in their order: forced ones in one /score call, then recall ones as concurrent completions.
+
+        A forced probe without a target is asked for its greedy answer first.
+        """
+        forced = await asyncio.gather(*(self._with_target(model, p) for p in probes if p.kind == "forced"))
         recall = [probe for probe in probes if probe.kind == "recall"]
         records = {record.probe_id: record for record in await self._score(forced)} if forced else {}
         answers = await asyncio.gather(*(self._recall(model, probe) for probe in recall))
@@ -97,22 +105,60 @@ class EngineApi:
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise NeedsRelaunch(type(error).__name__) from None
 
+    async def _with_target(self, model: str, probe: Probe) -> Probe:
+        """The probe with tokens where it has chat messages, and with the model's own answer where it has no target."""
+        prompt = probe.prompt
+        if isinstance(prompt, tuple) and isinstance(prompt[0], dict):
+            prompt = tuple((await self.post("/tokenize", {"messages": prompt}))["tokens"])
+        target = probe.target
+        if not target:
+            body = {"model": model, "prompt": prompt, "max_tokens": ANSWER_TOKENS, "temperature": 0.0}
+            answer = await self.post("/v1/completions", {**body, "return_token_ids": True})
+            target = tuple(answer["choices"][0]["token_ids"])
+        return replace(probe, prompt=prompt, target=target)
+
     async def _score(self, probes: Sequence[Probe]) -> list[ProbeRecord]:
-        items = [{"prompt": probe.prompt, "target": probe.target} for probe in probes]
-        async with self._session.post(f"{self._base_url}/score", json={"items": items}) as response:
+        items: list[dict[str, Any]] = [{"prompt": probe.prompt, "target": probe.target} for probe in probes]
+        for item, probe in zip(items, probes, strict=True):
+            if probe.listed_ids:
+                item["listed_ids"] = base64.b64encode(probe.listed_ids).decode()
+        scored = (await self.post("/score", {"items": items, "list_top": LISTED}))["items"]
+        return [_forced_record(probe, found) for probe, found in zip(probes, scored, strict=True)]
+
+    async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The JSON answer to a JSON request. Raises EngineCrashed for any other."""
+        async with self._session.post(self._base_url + path, data=msgspec.json.encode(body)) as response:
             if response.status != 200:
-                raise EngineCrashed(f"/score answered {response.status}: {await _message(response)}")
-            scored = (await response.json())["items"]
-        return [
-            ProbeRecord(p.id, p.slice, p.kind, tuple(s["tokens"]), _numbers(s["logprobs"]), tuple(s["top_tokens"]))
-            for p, s in zip(probes, scored, strict=True)
-        ]
+                raise EngineCrashed(f"{path} answered {response.status}: {await _message(response)}")
+            text = await response.read()
+        try:
+            answer: dict[str, Any] = msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            raise EngineCrashed(f"{path} answered what is not JSON") from None
+        return answer
 
     async def _recall(self, model: str, probe: Probe) -> ProbeRecord:
+        assert isinstance(probe.target, str), f"{probe.id}: a recall probe is compared as text"
         target = probe.target.strip()
         # No tokenizer here: a byte-level token holds at least one byte, and one more shows where the answer ends.
         text = await complete(self._session, self._base_url, model, probe.prompt, len(probe.target.encode()) + 1)
-        return ProbeRecord(probe.id, probe.slice, probe.kind, correct=answers(text, target))
+        return replace(_record(probe), correct=answers(text, target))
+
+
+def _record(probe: Probe) -> ProbeRecord:
+    return ProbeRecord(probe.id, probe.slice, probe.kind, gate=probe.gate, depth=probe.depth, length=probe.length)
+
+
+def _forced_record(probe: Probe, found: dict[str, Any]) -> ProbeRecord:
+    return replace(
+        _record(probe),
+        tokens=tuple(found["tokens"]),
+        logprobs=_numbers(found["logprobs"]),
+        top_tokens=tuple(found["top_tokens"]),
+        # The ids that were asked for are the reference's and are stored with it.
+        listed_ids=b"" if probe.listed_ids else base64.b64decode(found.get("listed_ids", "")),
+        listed_logprobs=base64.b64decode(found.get("listed_logprobs", "")),
+    )
 
 
 def answers(text: str, target: str) -> bool:

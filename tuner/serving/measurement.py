@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tuner.scoring.quality import ProbeRecord
+from tuner.scoring.probes import ProbeRecord
+from tuner.scoring.speculation import DomainSpeculation
 from tuner.serving.config import ServingConfig
 from tuner.traffic.trace import RequestRecord
 
@@ -20,6 +21,7 @@ class Measurement:
     ("tune", "holdout"). duration: seconds over which arrivals were offered (the window's span / time_scale).
     stopped: why the replay ended before its last arrival, or None. seconds: where the trial's time went
     (reconfigure, replay, quality). engine_metrics: counters the engine reported, as deltas over the replay.
+    speculation: what a configuration that speculates accepted by domain, where that was asked.
     """
 
     config: ServingConfig
@@ -34,3 +36,4 @@ class Measurement:
     engine_metrics: dict[str, float] = field(default_factory=dict)
     stopped: str | None = None
     warm: bool = True
+    speculation: tuple[DomainSpeculation, ...] = ()

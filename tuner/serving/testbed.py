@@ -14,8 +14,9 @@ from typing import Any, Protocol, Self, TypeVar
 import aiohttp
 
 from tuner.errors import EngineCrashed
-from tuner.scoring.quality import Probe, ProbeRecord
-from tuner.serving import adapters
+from tuner.scoring.probes import SCREEN, Probe, ProbeRecord
+from tuner.scoring.speculation import DomainSpeculation
+from tuner.serving import adapters, lossless
 from tuner.serving.api import EngineApi, NeedsRelaunch
 from tuner.serving.config import ServingConfig
 from tuner.serving.measurement import Measurement, Purpose
@@ -34,7 +35,14 @@ BROKEN = frozenset({"refused", "connection", "truncated", "protocol", "http_5xx"
 
 OnPhase = Callable[[str, float], None]
 """Told the phase ("launch", "reconfigure", "replay", "quality") and the share of it that is done, 0 to 1."""
+Hopeless = Callable[[Sequence[ProbeRecord]], bool]
+"""Whether the answers to the first gate rule every acceptance out."""
 _T = TypeVar("_T")
+
+
+def never(records: Sequence[ProbeRecord]) -> bool:
+    """Ask every gate."""
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +65,23 @@ class Testbed(Protocol):
     """What a study needs of the engine under test. Both calls raise ServingError when the engine fails."""
 
     def measure(
-        self, config: ServingConfig, load: Load, *, purpose: Purpose, probes: Sequence[Probe] | None, stop: Stop | None
+        self,
+        config: ServingConfig,
+        load: Load,
+        *,
+        purpose: Purpose,
+        probes: Sequence[Probe] | None,
+        stop: Stop | None,
+        hopeless: Hopeless = never,
     ) -> Measurement:
-        """Replay `load`, then ask `probes`. Without any, or after a stopped replay, there are no probe records."""
+        """Replay `load`, then ask `probes`, those of gate SCREEN first and no others when these are hopeless. Without
+        any, or after a stopped replay, there are no probe records."""
 
     def answer(self, config: ServingConfig, probes: Sequence[Probe]) -> tuple[ProbeRecord, ...]:
         """Ask the probes only."""
+
+    def speculation(self, config: ServingConfig, probes: Sequence[Probe]) -> tuple[DomainSpeculation, ...]:
+        """Greedy answers to the probes' prompts with the configuration's speculation and without it."""
 
     def close(self) -> None:
         """End the engine."""
@@ -102,15 +121,26 @@ class LiveTestbed:
         self.close()
 
     def measure(
-        self, config: ServingConfig, load: Load, *, purpose: Purpose, probes: Sequence[Probe] | None, stop: Stop | None
+        self,
+        config: ServingConfig,
+        load: Load,
+        *,
+        purpose: Purpose,
+        probes: Sequence[Probe] | None,
+        stop: Stop | None,
+        hopeless: Hopeless = never,
     ) -> Measurement:
         """See Testbed. The early-stopped part of a replay counts as offered: duration is that of the whole window, and
         longer where the last turn of a session was sent after it."""
-        return self._runner.run(self._guarded(self._measure(config, load, purpose, probes, stop)))
+        return self._runner.run(self._guarded(self._measure(config, load, purpose, probes or (), stop, hopeless)))
 
     def answer(self, config: ServingConfig, probes: Sequence[Probe]) -> tuple[ProbeRecord, ...]:
         """See Testbed."""
         return self._runner.run(self._guarded(self._answer(config, probes)))
+
+    def speculation(self, config: ServingConfig, probes: Sequence[Probe]) -> tuple[DomainSpeculation, ...]:
+        """See Testbed."""
+        return self._runner.run(self._guarded(self._speculation(config, probes)))
 
     def close(self) -> None:
         """End the engine and the event loop. May be called twice."""
@@ -131,7 +161,13 @@ class LiveTestbed:
             raise
 
     async def _measure(
-        self, config: ServingConfig, load: Load, purpose: Purpose, probes: Sequence[Probe] | None, stop: Stop | None
+        self,
+        config: ServingConfig,
+        load: Load,
+        purpose: Purpose,
+        probes: Sequence[Probe],
+        stop: Stop | None,
+        hopeless: Hopeless,
     ) -> Measurement:
         seconds: dict[str, float] = {}
         with _timed(seconds, "reconfigure"):
@@ -146,8 +182,10 @@ class LiveTestbed:
                 replayed = await self._replay(api, load, model, stop)
             after = await api.counters()
             with _timed(seconds, "quality"):
-                unasked = probes is None or replayed.stopped is not None
-                answers = () if unasked else await self._ask(api, model, config, probes or ())
+                asked = probes if replayed.stopped is None else ()
+                answers = await self._ask(api, model, config, [p for p in asked if p.gate == SCREEN])
+                if not (answers and hopeless(answers)):
+                    answers += await self._ask(api, model, config, [p for p in asked if p.gate > SCREEN])
         return Measurement(
             config=config,
             purpose=purpose,
@@ -167,6 +205,14 @@ class LiveTestbed:
         await self._apply(config)
         async with EngineApi(self._alive().base_url) as api:
             return await self._ask(api, await api.model_name(), config, probes)
+
+    async def _speculation(self, config: ServingConfig, probes: Sequence[Probe]) -> tuple[DomainSpeculation, ...]:
+        runs = []
+        for applied in (config, adapters.without_speculation(config)):
+            await self._apply(applied)
+            async with EngineApi(self._alive().base_url) as api:
+                runs.append(await lossless.decode(api, await api.model_name(), probes))
+        return lossless.compare(adapters.engine_config(config).num_speculative_tokens, *runs)
 
     async def _apply(self, config: ServingConfig) -> bool:
         """Make the engine run `config`. Returns whether the process is the one that ran before."""
@@ -237,6 +283,8 @@ class LiveTestbed:
         self, api: EngineApi, model: str, config: ServingConfig, probes: Sequence[Probe]
     ) -> tuple[ProbeRecord, ...]:
         """Through the same serving path, in batches that need not respect the SLOs."""
+        if not probes:
+            return ()
         await self._apply(adapters.for_probes(config))
         self._on_phase("quality", 0.0)
         watchdog = Watchdog(self._alive(), api, self._settings.hang_timeout)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.mini import corpus, probes, recall, rows, tokenizer, words
+from engine.mini import corpus, hard, probes, recall, rows, tokenizer, words
 
 MINI = Path(probes.__file__).parent / "mini"
 
@@ -97,8 +97,9 @@ def test_the_probe_file_holds_every_slice_and_depends_on_its_seed_alone(tmp_path
         probes.main(["--out", str(file), "--seed", seed, "--per-slice", "2"])
     first, second, other = ([json.loads(line) for line in file.read_text().splitlines()] for file in files)
     assert first == second
-    assert {line["slice"] for line in first} == set(corpus.SLICES)
-    assert all(set(line) == {"id", "slice", "kind", "prompt", "target"} for line in first)
+    assert {line["slice"] for line in first} == {*corpus.SLICES, *hard.SLICES}
+    known = {"id", "slice", "kind", "prompt", "target"}
+    assert all(set(line) == known | ({"depth", "length"} if line["kind"] == "recall" else set()) for line in first)
     assert not {line["prompt"] for line in first if line["kind"] == "recall"} & {line["prompt"] for line in other}
 
 
@@ -107,3 +108,19 @@ def test_probe_streams_are_not_training_streams() -> None:
     held_out = {corpus.stream(f"probe-{name}", seed, index).random()
                 for name in corpus.SLICES for seed in range(5) for index in range(20)}  # fmt: skip
     assert not train & held_out
+
+
+def test_hard_probes_tokenize_the_same_in_two_pieces_as_in_one(tok: tokenizer.Tokenizer) -> None:
+    for name in hard.SLICES:
+        for index in range(4):
+            probe = hard.probe(name, corpus.stream("test", 1, index), tok, 600)
+            whole = tok.encode(probe.prompt + probe.target).ids
+            assert whole == tok.encode(probe.prompt).ids + tok.encode(probe.target).ids
+            assert name == hard.RARE or 300 < len(whole) < 1000
+
+
+def test_what_is_written_of_a_recall_probe_says_where_the_answer_stands(tok: tokenizer.Tokenizer) -> None:
+    probe = probes.recall_probe(corpus.stream("test", 2, 0), 500, tok)
+    line = probes.written(probe, "a", tok)
+    assert probe.prompt[round(line["depth"] * len(probe.prompt)) - 20 :].count(probe.target) == 1
+    assert line["length"] == pytest.approx(500, abs=120)

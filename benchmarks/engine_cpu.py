@@ -36,6 +36,15 @@ REQUESTS, PROMPT_TOKENS, OUTPUT_TOKENS = 32, 128, 64
 CONCURRENCIES = (32, 8, 1)
 START_TIMEOUT_S = 180.0
 OURS = "{python} -m engine --config {model}/../engine.yaml --port {port}"
+LOAD = "from pathlib import Path; from engine.config import load_config; load_engine(load_config(Path({path!r})))"
+START_PARTS = (
+    ("API process: interpreter and imports", "import engine.__main__"),
+    ("step loop: interpreter", "pass"),
+    ("step loop: import torch", "import torch"),
+    ("step loop: other imports", "from engine.model_runner import load_engine"),
+    ("step loop: weights and pages", f"from engine.model_runner import load_engine; {LOAD}"),
+)
+"""In order; each of the step loop's programs does what the one before it does, and more."""
 
 
 def prompts(seed: int) -> list[list[int]]:
@@ -98,6 +107,23 @@ def served(command: str, model: Path, log: Path) -> Iterator[tuple[str, float]]:
             process.wait()
 
 
+def start_parts(config: Path) -> dict[str, float]:
+    """Seconds of a start by part, one after another; in a start, tokenizer and torch load side by side."""
+    parts: dict[str, float] = {}
+    before = 0.0
+    for name, program in START_PARTS:
+        seconds = min(_seconds(program.format(path=str(config))) for _ in range(3))
+        parts[name] = round(seconds - before, 2)
+        before = 0.0 if name.startswith("API") else seconds
+    return parts
+
+
+def _seconds(program: str) -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
 def free_port() -> int:
     """A port that nobody listened on a moment ago."""
     with socket.socket() as probe:
@@ -138,7 +164,9 @@ def measure(peers: dict[str, str], rounds: int, settings: dict[str, Any], direct
                     speed = asyncio.run(load(url, str(model), concurrency, seed=turn))
                     found[name][concurrency].append(speed)
                     print(f"round {turn} {name} at {concurrency}: {speed:.0f} tokens/s", file=sys.stderr, flush=True)
-    return {name: _summary(starts[name], found[name], found["servetune"]) for name in names}
+    summaries = {name: _summary(starts[name], found[name], found["servetune"]) for name in names}
+    summaries["servetune"]["start_parts_s"] = start_parts(directory / "engine.yaml")
+    return summaries
 
 
 def _summary(starts: list[float], found: dict[int, list[float]], ours: dict[int, list[float]]) -> dict[str, Any]:

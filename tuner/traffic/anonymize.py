@@ -22,7 +22,7 @@ from tuner.traffic.trace_lines import HeaderLine, RequestLine, TraceLines
 KEY_VARIABLE = "SERVETUNE_TRACE_KEY"
 MIN_KEY_BYTES = 16
 MIN_BLOCK_TOKENS = 16
-NAME_BYTES = 8
+NAME_BYTES = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Anonymizer:
 
     def _name(self, kind: str, name: str) -> str:
         digest = hmac.digest(self.key, f"{kind}\0{name}".encode(), "sha256")
-        return f"{kind}-{digest[:NAME_BYTES].hex()}"
+        return f"{kind[0]}-{digest[:NAME_BYTES].hex()}"
 
     def _prompt(self, line: RequestLine) -> tuple[int, list[int]]:
         """Tokens of the prompt and the hashes of its blocks."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from tuner.traffic.trace_lines import RequestLine, TraceLines
 
 Unit = Literal["tenant", "session"]
+DRAWS = 32
 
 
 def split_by_time(trace: TraceLines, cut: float) -> tuple[TraceLines, TraceLines]:
@@ -57,7 +58,10 @@ def split_by_unit(trace: TraceLines, by: Unit, share: float, seed: int) -> tuple
 
 
 def drawn_units(trace: TraceLines, by: Unit, share: float, seed: int) -> Collection[Hashable]:
-    """Units drawn one by one, each kept that does not take the kept requests past `share`; never none, never all."""
+    """Units drawn by seed that hold about `share` of the requests: never none, never all.
+
+    The best of DRAWS drawings: with few units of unequal sizes a single one may be far off.
+    """
     if not 0 < share < 1:
         raise ValueError(f"share: expected a number between 0 and 1, given {share:g}")
     if by == "tenant":
@@ -65,14 +69,21 @@ def drawn_units(trace: TraceLines, by: Unit, share: float, seed: int) -> Collect
     sizes = Counter(map(unit_of(by), trace.lines))
     if len(sizes) < 2:
         raise ValueError(f"the trace has only one {by}; expected at least two to divide")
+    target, rng = share * len(trace.lines), np.random.default_rng(seed)
     units = sorted(sizes, key=str)
-    order = [units[place] for place in np.random.default_rng(seed).permutation(len(units))]
-    kept, count, most = set(), 0, share * len(trace.lines)
-    for unit in order:
-        if count + sizes[unit] <= most:
+    orders = ([units[place] for place in rng.permutation(len(units))] for _ in range(DRAWS))
+    drawn = [_drawn_in(order, sizes, target) for order in orders]
+    return min(drawn, key=lambda kept: abs(sum(sizes[unit] for unit in kept) - target))
+
+
+def _drawn_in(order: Sequence[Hashable], sizes: Mapping[Hashable, int], target: float) -> set[Hashable]:
+    """The first unit, then each that brings the requests nearer to the target, but for the last if it were all."""
+    kept, count = {order[0]}, sizes[order[0]]
+    for unit in order[1:]:
+        if abs(count + sizes[unit] - target) < abs(count - target) and len(kept) + 1 < len(order):
             kept.add(unit)
             count += sizes[unit]
-    return kept or {min(order, key=sizes.__getitem__)}
+    return kept
 
 
 def unit_of(by: Unit) -> Callable[[RequestLine], Hashable]:

@@ -61,7 +61,9 @@ texts = st.text(min_size=1, max_size=300)
 @given(beginning=token_ids, one=token_ids, other=token_ids)
 def test_tokens_share_as_many_hashes_as_whole_blocks(beginning: list[int], one: list[int], other: list[int]) -> None:
     first, second = beginning + one, beginning + other
-    shared = common(hashes(first), hashes(second))
+    ids = hashes(first), hashes(second)
+    shared = common(*ids)
+    assert not set(ids[0][shared:]) & set(ids[1][shared:]), "a hash stands for all that came before it"
     if first == second:
         assert shared == -(-len(first) // 16)
     else:
@@ -83,6 +85,14 @@ def test_texts_share_as_many_hashes_as_whole_blocks(beginning: str, one: str, ot
     else:
         assert min(common(first, second) // 64, min(map(len, found)) - 1) <= shared < max(map(len, found))
         assert shared * 64 <= common(first, second) or shared * 64 <= min(len(first), len(second)) + 63
+
+
+@pytest.mark.parametrize("tokens", [16, 40, 250, 400])
+def test_texts_that_differ_in_their_last_letter_differ_in_their_last_hash(tokens: int) -> None:
+    """1,000 letters: more, or fewer, than the tokens fill at 4 letters each."""
+    one, other = (hashes("a" * 999 + end, tokens=tokens) for end in "xy")
+    assert one != other and len(one) == len(other)
+    assert common(one, other) == min(len(one) - 1, 999 // 64)
 
 
 @settings(max_examples=100, deadline=None)

@@ -72,6 +72,12 @@ def test_dispersion_of_long_bins(draw: Callable[[], Arrivals], limit: float) -> 
     assert (np.diff(arrivals) >= 0).all() and arrivals[0] >= 0 and arrivals[-1] < 40_000
 
 
+def test_bursts_begin_in_their_steady_state() -> None:
+    """4,000 traces of half a second: as many requests as later, within 4 standard errors."""
+    counts = [len(on_off(5, 1, 3, 0.5, np.random.default_rng(seed))) for seed in range(4000)]
+    assert np.mean(counts) == pytest.approx(2.5, abs=4 * np.std(counts) / 4000**0.5)
+
+
 def test_lognormal_lengths_have_the_percentiles_asked_for() -> None:
     drawn = Lognormal(800, 4000).draw(20_000, rng())
     assert np.percentile(drawn, [50, 90]) == pytest.approx([800, 4000], rel=0.05)

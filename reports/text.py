@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tuner.scoring.metrics import Interval
@@ -68,3 +69,12 @@ def knob_value(name: str, value: Any) -> str:
 def plotly_text(text: str) -> str:
     """`text` for a Plotly label, where tags are markup and dollar signs call for MathJax: names must bring neither."""
     return html.escape(text, quote=False).replace("$", "&#36;")
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested mappings as dotted keys."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value)

@@ -93,6 +93,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "tuner.cli": ("",),
     "search_spaces": ("search_spaces",),
     "reports": ("reports", "tuner.store", "tuner.results", "tuner.recommend", "tuner.pareto", SCORING),
+    **dict.fromkeys(
+        ("reports.trace_page", "reports.trace_arrivals", "reports.trace_lengths"),
+        ("reports", "tuner.traffic.inspection", "tuner.traffic.statistics"),
+    ),
     "engine": ("engine",),
 }
 """The longest matching prefix rules. "" allows everything."""

@@ -20,17 +20,24 @@ SeedOption = Annotated[int, typer.Option(help="Seed of all that is drawn.", min=
 def inspect(
     file: TraceArgument,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page with pictures, which needs no network.")] = None,
 ) -> None:
     """Say what is in a trace: rate, burstiness, lengths, shared prefixes, tenants, and what is doubtful about it."""
     from tuner.traffic.inspection import inspect_trace
 
     found = inspect_trace(file)
+    if html is not None:
+        from reports.trace_page import write_trace_page
+
+        write_trace_page(found, html)
     if as_json:
         typer.echo(json.dumps(found.summary(), indent=2))
         return
     from tuner.cli.trace_tables import print_inspection
 
     print_inspection(found)
+    if html is not None:
+        typer.echo(f"wrote {html}")
 
 
 def split(

@@ -17,6 +17,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from tuner.traffic.blocks import BLOCK_TOKENS, CHARS_PER_TOKEN, chained_hashes, prompt_text, token_blocks
+from tuner.traffic.synthesis import MADE_OF_LENGTHS
 from tuner.traffic.trace_lines import HeaderLine, RequestLine, TraceLines
 
 KEY_VARIABLE = "SERVETUNE_TRACE_KEY"
@@ -90,6 +91,8 @@ def anonymized(trace: TraceLines, key: bytes, block_tokens: float = BLOCK_TOKENS
     anonymizer = Anonymizer(key, block_tokens, measured_chars_per_token(trace))
     header = anonymous_header(anonymizer, "tune trace anonymize")
     lines = [anonymizer.line(line, f"a{number:06d}") for number, line in enumerate(trace.lines, start=1)]
+    if trace.header.provenance.get("prompts") == MADE_OF_LENGTHS:  # their hashes would claim that nothing is shared
+        lines = [replace(line, hash_ids=UNSET) for line in lines]
     return TraceLines(replace(header, seconds=trace.header.seconds), lines)
 
 

@@ -21,6 +21,7 @@ from tuner.traffic.statistics import (
     length_statistics,
     prefix_sharing,
 )
+from tuner.traffic.synthesis import MADE_OF_LENGTHS
 from tuner.traffic.trace_doubts import TraceDoubt, trace_doubts
 from tuner.traffic.trace_lines import TraceReader, arranged
 
@@ -74,6 +75,8 @@ def inspect_trace(path: Path) -> Inspection:
     reader = TraceReader(path)
     key = secrets.token_bytes(16)
     requests = [facts_of(line, reader.header.hash_block_tokens, key) for line in reader]
+    if reader.header.provenance.get("prompts") == MADE_OF_LENGTHS:
+        requests = [replace(one, hashes=None) for one in requests]
     provenance = arranged(reader, requests)
     seconds = reader.header.seconds
     span = requests[-1].arrival if isinstance(seconds, UnsetType) else seconds

@@ -14,6 +14,9 @@ DEFAULT_VOCAB_SIZE = 2048
 DEFAULT_BLOCK_TOKENS = 512
 """Prompt tokens under one prefix hash, as in Mooncake (FAST'25)."""
 
+MADE_OF_LENGTHS = "made of lengths alone"
+"""provenance.prompts of a trace whose prompts hold no trace of what users' prompts shared."""
+
 _BLOCK, _UNSHARED = 0, 1
 
 

@@ -258,3 +258,21 @@ def test_inspect_of_a_bad_file_is_one_line(tmp_path: Path) -> None:
     result = tune("trace", "inspect", path)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.count("\n") == 1 and "line 2: tenannt: unknown key; did you mean tenant?" in result.stderr
+
+
+IMPORTED = [
+    ("lengths alone: what they share is unknown", "azure_small.csv", "azure", False),
+    ("lengths and hashes", "mooncake_small.jsonl", "mooncake", True),
+]
+
+
+@pytest.mark.parametrize(("name", "format", "known"), cases(IMPORTED))
+def test_sharing_of_imported_traces(name: str, format: str, known: bool, tmp_path: Path) -> None:
+    out, anonymous, key = (tmp_path / one for one in ("t.jsonl", "a.jsonl", "key"))
+    key.write_bytes(b"0123456789abcdef")
+    assert tune("trace", "import", FIXTURES / name, "--format", format, "--out", out).exit_code == 0
+    assert tune("trace", "anonymize", out, "--key-file", key, "--out", anonymous).exit_code == 0
+    for path in (out, anonymous):
+        found = inspect_trace(path)
+        assert (found.sharing is not None) == known
+        assert ("sharing_unknown" not in {doubt.name for doubt in found.doubts}) == known

@@ -28,7 +28,7 @@ from tuner.traffic.importers.options import ImportOptions
 from tuner.traffic.importers.row import Row
 from tuner.traffic.importers.source import Source
 from tuner.traffic.importers.text import BLOCK_TOKENS, TextMeasure
-from tuner.traffic.synthesis import DEFAULT_BLOCK_TOKENS, PromptSynthesizer
+from tuner.traffic.synthesis import DEFAULT_BLOCK_TOKENS, MADE_OF_LENGTHS, PromptSynthesizer
 from tuner.traffic.trace import Endpoint, Prompt, Request, Trace, opened_sessions
 
 MOST_SECONDS = 1e9
@@ -183,6 +183,8 @@ def _requests(arrived: arrivals.Arrived, format: str, source: Source) -> Iterato
     maker = _RequestMaker(source, any(row.hash_ids for _, row in arrived))
     for index, (arrival, row) in enumerate(arrived):
         yield maker.request(f"{format}-{index:06d}", index, arrival, row)
+    if maker.unshared == len(arrived):
+        source.notes["prompts"] = MADE_OF_LENGTHS
 
 
 class _RequestMaker:
@@ -194,6 +196,8 @@ class _RequestMaker:
             raise ValueError("--block-tokens: expected the prompt tokens under one of hash_ids (Mooncake 512, Qwen 16)")
         block_tokens = source.block_tokens if hashed else BLOCK_TOKENS if options.replace_text else DEFAULT_BLOCK_TOKENS
         self._source, self._options = source, options
+        self.unshared = 0
+        """Prompts made without a hash."""
         self._measure = TextMeasure(options.tokenizer) if options.tokenizer is not None else None
         self._synthesizer = PromptSynthesizer(
             options.seed, options.vocab_size, (block_tokens or DEFAULT_BLOCK_TOKENS) * options.length_scale
@@ -244,6 +248,7 @@ class _RequestMaker:
         if tokens is None:
             raise ValueError(f"{where}: the source tells no length in tokens; give --tokenizer to replace its text")
         tokens = self._clamped(tokens, options.max_prompt_tokens)
+        self.unshared += not hashes
         return self._synthesizer.prompt(tokens, index, hashes), "completions", tokens
 
     def _output_tokens(self, row: Row) -> int | None:

@@ -136,6 +136,15 @@ def test_servegen_gaps_have_the_cv_of_their_family(family: str, shape: float, cv
     assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.08)
 
 
+def test_servegen_windows_of_one_kind_are_drawn_apart(tmp_path: Path) -> None:
+    (tmp_path / "c-trace.csv").write_text("0,0.5,1,Gamma,1,9\n600,0.5,1,Gamma,1,9\n")
+    (tmp_path / "c-dataset.json").write_text('{"0": {"input_tokens": "{9: 1.0}", "output_tokens": "{1: 1.0}"}}')
+    found = import_trace(tmp_path / "c-trace.csv", "servegen", ImportOptions(end=1200.0)).trace.requests
+    first, second = ([r.arrival - start for r in found if 0 <= r.arrival - start < 600] for start in (0, 600))
+    assert len(first) == len(second) == 300
+    assert not np.allclose(first, second)
+
+
 def test_servegen_lengths_are_read_never_run(tmp_path: Path) -> None:
     (tmp_path / "c-trace.csv").write_text("0,1,1,Gamma,1,1\n")
     text = "__import__('os').system('touch ran')"

@@ -20,6 +20,7 @@ from tuner.traffic.importers.importer import Imported
 from tuner.traffic.importers.importer import import_trace as import_with
 from tuner.traffic.importers.options import ImportOptions
 from tuner.traffic.importers.row import BadLine
+from tuner.traffic.importers.text import TextMeasure
 from tuner.traffic.importers.values import nanoseconds
 from tuner.traffic.trace import Trace
 from tuner.traffic.trace_file import load_trace, save_trace
@@ -408,6 +409,14 @@ def test_text_is_kept_or_replaced_by_tokens_of_the_same_length_that_share_as_muc
         import_trace(path, "vllm-custom", rate=1.0, replace_text=True)
     with pytest.raises(ValueError, match="line 1: text has no other length; give --replace-text"):
         import_trace(path, "vllm-custom", rate=1.0, length_scale=0.5)
+
+
+def test_blocks_are_numbered_by_all_that_came_before_them() -> None:
+    measure, block, other = TextMeasure(TOKENIZER), list(range(16)), list(range(16, 32))
+    first = measure.shared_blocks([*block, *other, 7])
+    assert len(first) == 2, "the tail is no full block"
+    assert measure.shared_blocks([*block, *other, *block])[:2] == first
+    assert not set(measure.shared_blocks([*other, *other])) & set(first), "equal blocks after another beginning"
 
 
 def test_what_is_past_the_window_is_let_go_but_what_comes_late_is_not(tmp_path: Path) -> None:

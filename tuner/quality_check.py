@@ -24,6 +24,8 @@ from tuner.serving.config import ServingConfig
 from tuner.serving.http_answers import HttpAnswers, ask_over_http
 from tuner.serving.testbed import EngineSettings, LiveTestbed
 
+TABLE_COLUMNS = 110
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -111,6 +113,7 @@ def _compared(
 def print_comparison(found: Comparison) -> None:
     """Tables on standard output; bounds (<, >) are one-sided 95 %, each document counting once."""
     console = Console(highlight=False, soft_wrap=True)
+    console.width = max(console.width, TABLE_COLUMNS)  # a wrapped line can be read, a number cut in half cannot
     parts = found.score.slices if found.score is not None else ()
     if forced := [part for part in parts if part.kind == "forced"]:
         console.print(_forced(forced))

@@ -23,7 +23,7 @@ class DomainSpeculation:
     """Greedy answers to prompts of one slice with speculation and without; raw.
 
     equal: those whose tokens are the same; tied: those that part where rounding may decide. drafted, accepted: tokens.
-    step_seconds, plain_step_seconds: of one decode step with speculation and without.
+    step_seconds, plain_step_seconds: of one decode step with speculation and without, over all slices.
     """
 
     slice: str

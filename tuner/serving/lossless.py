@@ -45,15 +45,18 @@ async def decode(api: EngineApi, model: str, probes: Sequence[Probe]) -> dict[st
 
 
 def compare(depth: int, speculating: dict[str, Run], plain: dict[str, Run]) -> tuple[DomainSpeculation, ...]:
-    """depth: guesses a step."""
+    """depth: guesses a step. What a step takes is measured over all domains: a single one's steps are too few."""
+    step, plain_step = (
+        sum(run.seconds for run in runs.values()) / sum(run.steps for run in runs.values())
+        for runs in (speculating, plain)
+    )
     found = []
     for name, with_ in speculating.items():
-        without = plain[name]
-        equal, tied = count(list(zip(with_.answers, without.answers, strict=True)))
-        found.append(DomainSpeculation(
-            name, len(with_.answers), equal, tied, depth, with_.drafted, with_.accepted,
-            with_.seconds / with_.steps, without.seconds / without.steps,
-        ))  # fmt: skip
+        equal, tied = count(list(zip(with_.answers, plain[name].answers, strict=True)))
+        answers = len(with_.answers)
+        found.append(
+            DomainSpeculation(name, answers, equal, tied, depth, with_.drafted, with_.accepted, step, plain_step)
+        )
     return tuple(found)
 
 

@@ -1,13 +1,28 @@
-"""Writes docs/engine-config.md from EngineConfig: python docs/generate.py (a test holds the two together)."""
+"""Writes engine-config.md from EngineConfig and study-file.md from StudySpec: python docs/generate.py.
+
+Tests hold pages and code together.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from engine.config import Knob, knobs
+from tuner.spec import StudySpec
 
 PAGE = Path(__file__).with_name("engine-config.md")
+STUDY_PAGE = Path(__file__).with_name("study-file.md")
+STUDY_HEAD = """# The study file
+
+Generated from `tuner/spec.py` by `python docs/generate.py`. YAML; relative paths are taken from the file's own
+directory. `tune init` writes one to begin with; [`examples/demo/study.yaml`](../examples/demo/study.yaml) is the
+demo's.
+"""
 HEAD = """# Settings of the engine
 
 Generated from `engine/config.py` by `python docs/generate.py`. Cost: `hot` takes effect at the next step, `cache`
@@ -41,5 +56,38 @@ def _range(schema: dict[str, Any]) -> str:
     return f"{low} … {high}" if high is not None else f">= {low}"
 
 
+def render_study() -> str:
+    """The page of the study file: a table for each section."""
+    return STUDY_HEAD + "".join(_section("", StudySpec, set()))
+
+
+def _section(prefix: str, section: type[BaseModel], done: set[type[BaseModel]]) -> Iterator[str]:
+    done.add(section)
+    about = " ".join((section.__doc__ or "").split())
+    yield f"\n## {f'`{prefix}`' if prefix else 'Top level'}\n\n{about}\n\n| key | default | meaning |\n|---|---|---|\n"
+    nested = []
+    for name, found in section.model_fields.items():
+        inner = _model_in(found.annotation)
+        default = "required" if found.is_required() else "see below" if inner else f"`{_shown(found)}`"
+        yield f"| `{name}` | {default} | {found.description or ('see below' if inner else '')} |\n"
+        if inner is not None and inner not in done:
+            nested.append((f"{prefix}.{name}" if prefix else name, inner))
+    for path, inner in nested:
+        if inner not in done:
+            yield from _section(path, inner, done)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, by itself or as the values of a mapping."""
+    candidates = [annotation, *get_args(annotation)]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def _shown(field: FieldInfo) -> str:
+    default = field.get_default(call_default_factory=True)
+    return "none" if default in (None, (), {}) else str(default)
+
+
 if __name__ == "__main__":
     PAGE.write_text(render(), encoding="utf-8")
+    STUDY_PAGE.write_text(render_study(), encoding="utf-8")

@@ -81,7 +81,7 @@ def make_plan(spec: StudySpec) -> Plan:
     windows = _windows(spec, trace)
     _check_classes(spec, windows)
     baseline = _baseline(spec, space)
-    probes = screened(load_probes(spec.quality.probes))
+    probes = screened(load_probes(spec.quality.probes)) if spec.quality.probes is not None else ()
     probes += production_probes(windows["tune"], spec.quality.production_sample, spec.seed, _longest_prompt(spec))
     check_slices(probes, str(spec.quality.probes))
     _check_floors(spec, probes)
@@ -191,7 +191,8 @@ def _check_floors(spec: StudySpec, probes: Sequence[Probe]) -> None:
         if name not in slices:
             near = difflib.get_close_matches(name, slices, n=1)
             hint = f"did you mean {near[0]}?" if near else f"the probes have {', '.join(slices)}"
-            raise ValueError(f"quality.floors.{name}: no probe of {spec.quality.probes} has this slice; {hint}")
+            where = spec.quality.probes or "the production sample"
+            raise ValueError(f"quality.floors.{name}: no probe of {where} has this slice; {hint}")
 
 
 def _check_recall(spec: StudySpec, probes: Sequence[Probe]) -> None:
@@ -206,6 +207,8 @@ def _check_recall(spec: StudySpec, probes: Sequence[Probe]) -> None:
 
 
 def _hashes(spec: StudySpec) -> dict[str, str]:
-    files: dict[str, Path] = {"traffic.trace": spec.traffic.trace, "quality.probes": spec.quality.probes}
+    files = {"traffic.trace": spec.traffic.trace}
+    if spec.quality.probes is not None:
+        files["quality.probes"] = spec.quality.probes
     hashes = {key: file_hash(path) for key, path in files.items()} | {"model": model_hash(spec.model)}
     return hashes | ({} if spec.draft_model is None else {"draft_model": model_hash(spec.draft_model)})

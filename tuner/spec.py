@@ -20,7 +20,7 @@ class EngineSpec(_Section):
     """The engine under test and the settings that the study does not vary (EngineConfig fields)."""
 
     name: Literal["bundled"] = "bundled"
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict, description="EngineConfig fields that stay as they are.")
     baseline: dict[str, Any] = Field(
         default_factory=dict, description="Knob values of trial 0; others: engine defaults."
     )
@@ -37,10 +37,12 @@ class TrafficSpec(_Section):
     time_scale auto: the second step in a row at which the baseline misses its SLOs, found before trial 0.
     """
 
-    trace: Path
+    trace: Path = Field(description="Recorded traffic (docs/trace-format.md).")
     tune_window: tuple[float, float] | None = Field(None, description="Seconds of the trace, [start, end).")
-    holdout_window: tuple[float, float] | None = None
-    time_scale: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    holdout_window: tuple[float, float] | None = Field(None, description="Seconds; finalists are measured on it too.")
+    time_scale: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        "auto", description="How many times faster than recorded; auto: found before trial 0."
+    )
     drain_timeout: float = Field(10.0, gt=0, description="Seconds after the last arrival; unfinished requests are bad.")
 
 
@@ -51,14 +53,14 @@ class SLOSpec(_Section):
     must be met; the deadlines are ttft for the first token and tpot more for each one after it.
     """
 
-    ttft: float | None = Field(None, gt=0)
-    tpot: float | None = Field(None, gt=0)
+    ttft: float | None = Field(None, gt=0, description="Time to first token, from the scheduled arrival.")
+    tpot: float | None = Field(None, gt=0, description="Time per output token after the first, mean of the request.")
     itl: float | None = Field(None, gt=0, description="Longest gap between two tokens of the request.")
-    e2e: float | None = Field(None, gt=0)
-    attainment: float = Field(0.95, gt=0, lt=1)
+    e2e: float | None = Field(None, gt=0, description="Until the last token, from the scheduled arrival.")
+    attainment: float = Field(0.95, gt=0, lt=1, description="Share of the offered requests that must be good.")
     ttft_per_1k_prompt_tokens: float | None = Field(None, gt=0, description="Added to ttft per 1,000 prompt tokens.")
     itl_quantile: float | None = Field(None, gt=0, le=1, description="Which gap itl bounds; none: the longest.")
-    fluidity: float | None = Field(None, gt=0, le=1)
+    fluidity: float | None = Field(None, gt=0, le=1, description="Share of its token deadlines a request must meet.")
 
     @model_validator(mode="after")
     def _consistent(self) -> SLOSpec:
@@ -87,8 +89,8 @@ class FloorSpec(_Section):
     that must stay right (recall probes).
     """
 
-    max_nll_increase: float = Field(0.02, ge=0)
-    min_recall: float = Field(0.9, ge=0, le=1)
+    max_nll_increase: float = Field(0.02, ge=0, description="Nats per token, forced probes.")
+    min_recall: float = Field(0.9, ge=0, le=1, description="Of the answers that the reference gets right.")
     max_flips: float | None = Field(None, ge=0, le=1, description="Share of forced positions whose argmax changes.")
     max_kl: float | None = Field(None, ge=0, description="KL divergence from the reference, nats per forced position.")
 
@@ -97,20 +99,27 @@ class QualitySpec(_Section):
     """Probes (JSONL) and floors; `floors` overrides `default_floor` by slice name.
 
     production_sample: requests of the tuning window that become forced probes of slice "production", the reference's
-    own answers their targets. reference_cache: directory in which reference answers outlive the study.
+    own answers their targets. reference_cache: directory in which reference answers outlive the study. probes may be
+    left out where there is a production_sample.
     """
 
-    probes: Path
-    production_sample: int = Field(0, ge=0)
-    reference_cache: Path | None = None
+    probes: Path | None = Field(None, description="JSONL of forced and recall probes.")
+    production_sample: int = Field(0, ge=0, description="Recorded requests that become probes.")
+    reference_cache: Path | None = Field(None, description="Directory; reference answers outlive the study there.")
     default_floor: FloorSpec = FloorSpec()  # type: ignore[call-arg]
     floors: dict[str, FloorSpec] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _has_probes(self) -> QualitySpec:
+        if self.probes is None and self.production_sample < 2:
+            raise ValueError("expected probes (a JSONL file), or a production_sample of 2 requests or more")
+        return self
 
 
 class TailSpec(_Section):
     """The latency objective: a percentile of one metric in one SLO class (seconds, lower is better)."""
 
-    slo_class: str
+    slo_class: str = Field(description="One of slos.")
     metric: Literal["ttft", "tpot", "itl", "e2e"] = "ttft"
     percentile: float = Field(95.0, gt=0, lt=100)
 
@@ -118,8 +127,8 @@ class TailSpec(_Section):
 class BudgetSpec(_Section):
     """When to stop. trials: measured or failed ones besides the baseline. seconds: wall time of the search."""
 
-    trials: int = Field(24, ge=1)
-    seconds: float | None = Field(None, gt=0)
+    trials: int = Field(24, ge=1, description="Besides the baseline.")
+    seconds: float | None = Field(None, gt=0, description="Wall time of the search.")
     startup_trials: int = Field(
         8, ge=1, description="Trials before the sampler models anything: random, every other near the baseline."
     )
@@ -131,18 +140,18 @@ class BudgetSpec(_Section):
 class StudySpec(_Section):
     """The study file."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    model: Path
-    draft_model: Path | None = None
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Also the directory of its run.")
+    model: Path = Field(description="Checkpoint directory (Hugging Face).")
+    draft_model: Path | None = Field(None, description="Checkpoint that guesses tokens; the same tokenizer.")
     engine: EngineSpec = EngineSpec()  # type: ignore[call-arg]
     traffic: TrafficSpec
     slos: dict[str, SLOSpec] = Field(min_length=1)
     quality: QualitySpec
-    search_space: Path | dict[str, Any]
+    search_space: Path | dict[str, Any] = Field(description="A file, or `parameters:` in place (tune space show).")
     tail: TailSpec
     budget: BudgetSpec = BudgetSpec()  # type: ignore[call-arg]
     cost: CostSpec | None = None
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="Of the sampler, of synthetic prompts and of drawn requests.")
 
     @model_validator(mode="after")
     def _consistent(self) -> StudySpec:

@@ -16,9 +16,10 @@ app = typer.Typer(
     name="tune",
     help="Find the best configuration of an LLM server under recorded traffic.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
 )
+app.command()(study.init)
 app.command()(study.run)
 app.command()(studies.status)
 app.command("recommend")(study.recommend_)

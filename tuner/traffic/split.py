@@ -34,7 +34,8 @@ def split_by_time(trace: TraceLines, cut: float) -> tuple[TraceLines, TraceLines
     early = [line for line in trace.lines if first(line)]
     late = [line for line in trace.lines if not first(line)]
     if not early or not late:
-        raise ValueError(f"a cut at second {cut:g} of {trace.span:g} leaves a part without requests")
+        why = "; a session belongs to the part in which it begins" if begins else ""
+        raise ValueError(f"a cut at second {cut:g} of {trace.span:g} leaves a part without requests{why}")
     how = {"by": "time", "seconds": cut}
     rest = [replace(line, arrival=line.arrival - cut) for line in late]
     return (

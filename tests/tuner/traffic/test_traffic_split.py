@@ -100,6 +100,12 @@ def test_a_session_goes_where_it_begins() -> None:
     assert first.header.provenance["steps"] == [{"split": {"by": "time", "seconds": 4, "part": "tune"}}]
 
 
+def test_a_cut_behind_the_last_beginning_says_why() -> None:
+    trace = trace_of(request("a", 0, session="s"), request("b", 9, session="s"))
+    with pytest.raises(ValueError, match="part without requests; a session belongs to the part in which it begins"):
+        split_by_time(trace, 5)
+
+
 def test_units_are_drawn_by_seed() -> None:
     trace = trace_of(*(request(f"r{i}", i / 100, tenant=f"t{i % 37}") for i in range(1000)))
     picks = set()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 KVCacheDtype = Literal["auto", "float32", "bfloat16", "float16", "fp8_e4m3", "int8", "int4"]
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -191,6 +191,13 @@ class EngineConfig(BaseModel):
         ge=0,
         le=1,
     )
+
+    @field_validator("*")
+    @classmethod
+    def _fits_in_64_bits(cls, value: Any) -> Any:
+        if isinstance(value, int) and value >= 2**63:
+            raise ValueError(f"expected less than 2**63, given {value}")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> EngineConfig:

@@ -10,7 +10,7 @@ from engine.core_client import OutputStream
 from engine.metrics import Metrics
 from engine.responses import Piece, Usage
 from engine.sequence import FinishReason, SamplingParams, SequenceOutput
-from engine.tokenizer import Detokenizer, Tokenizer
+from engine.tokenizer import REPLACEMENT, Detokenizer, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -67,19 +67,27 @@ class Generation:
             self._num_tokens += 1
             piece.tokens.append(token)
             if self._job.params.logprobs:
-                piece.logprobs.append(output.logprobs[index])
-                piece.token_texts.append(self._tokenizer.token_text(token))
-                wanted = output.top_logprobs[index][: self._job.params.top_logprobs]
-                piece.top_logprobs.append([(self._tokenizer.token_text(top), x) for top, x in wanted])
+                self._list(piece, output, index)
             if finish_reason == "stop" and token in self._job.params.stop_token_ids:
                 break  # the end-of-sequence token is counted and listed, but is no text
             piece.text += self._detokenizer.add(token)
+            if self._job.params.logprobs and REPLACEMENT not in (own := piece.token_texts[-1]):
+                # What was left of a broken character before this token comes out together with it.
+                piece.text_offsets[-1] = max(piece.text_offsets[-1], self._detokenizer.length - len(own))
             if self._detokenizer.stopped:
                 finish_reason = "stop"
                 break
         if finish_reason is not None:
             piece.text += self._detokenizer.finish()
         piece.finish_reason = finish_reason
+
+    def _list(self, piece: Piece, output: SequenceOutput, index: int) -> None:
+        """What is told beside token `index` of this step when log-probabilities were asked for."""
+        piece.logprobs.append(output.logprobs[index])
+        piece.token_texts.append(self._tokenizer.token_text(output.tokens[index]))
+        piece.text_offsets.append(self._detokenizer.length)
+        wanted = output.top_logprobs[index][: self._job.params.top_logprobs]
+        piece.top_logprobs.append([(self._tokenizer.token_text(top), x) for top, x in wanted])
 
     def _count_service(self, output: SequenceOutput) -> None:
         self._metrics.tenants.serve(
@@ -112,6 +120,7 @@ async def collect(generation: Generation) -> Piece:
         whole.tokens += piece.tokens
         whole.logprobs += piece.logprobs
         whole.token_texts += piece.token_texts
+        whole.text_offsets += piece.text_offsets
         whole.top_logprobs += piece.top_logprobs
         whole.finish_reason = piece.finish_reason
     return whole

@@ -27,9 +27,14 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         error = ApiError(400, str(caught), code="request_rejected")
     except EngineDied as caught:
         error = ApiError(500, str(caught), code="engine_died")
+    except web.RequestPayloadError:
+        error = ApiError(400, "the body cannot be read; see Content-Encoding and Transfer-Encoding")
     except web.HTTPException as caught:
         error = ApiError(caught.status, f"{caught.reason}: {request.method} {request.path}")
-    return web.Response(status=error.status, body=error.body(), content_type=JSON, headers=error.headers)
+    response = web.Response(status=error.status, body=error.body(), content_type=JSON, headers=error.headers)
+    if request.body_exists and not request.content.at_eof():
+        response.force_close()  # what is left of the body stands before the next request; the client must know
+    return response
 
 
 async def parse_body(model: type[RequestT], request: web.Request) -> RequestT:

@@ -262,6 +262,8 @@ def parse_request(model: type[RequestT], body: bytes) -> RequestT:
         values = msgspec.json.decode(body)
     except msgspec.DecodeError as error:
         raise ApiError(400, f"the body is not JSON: {error}") from None
+    except RecursionError:
+        raise ApiError(400, "the body is nested too deeply") from None
     if not isinstance(values, dict):
         raise ApiError(400, "the body must be a JSON object")
     try:

@@ -22,14 +22,15 @@ _encode = msgspec.json.Encoder().encode
 class Piece:
     """A part of one answer. tokens and logprobs may be ahead of text by an incomplete character or stop string.
 
-    token_texts: each token on its own, and top_logprobs: the alternatives to each, from the likeliest down, are filled
-    when log-probabilities were asked for.
+    Filled when log-probabilities were asked for: token_texts: each token on its own; text_offsets: where in the answer
+    each begins; top_logprobs: the alternatives to each, from the likeliest down.
     """
 
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     token_texts: list[str] = field(default_factory=list)
+    text_offsets: list[int] = field(default_factory=list)
     top_logprobs: list[list[tuple[str, float]]] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
@@ -46,7 +47,7 @@ class _CompletionLogprobs(msgspec.Struct):
     tokens: list[str]
     token_logprobs: list[float]
     top_logprobs: list[dict[str, float]] | None
-    text_offset: None = None
+    text_offset: list[int]
 
 
 class _CompletionChoice(msgspec.Struct):
@@ -136,7 +137,7 @@ class CompletionFormat:
         logprobs = None
         if options.num_top_logprobs is not None:
             tops = _with_chosen(piece, options.num_top_logprobs) if options.num_top_logprobs else None
-            logprobs = _CompletionLogprobs(piece.token_texts, piece.logprobs, tops)
+            logprobs = _CompletionLogprobs(piece.token_texts, piece.logprobs, tops, piece.text_offsets)
         prompt = options.prompt if options.token_ids and first else UNSET
         tokens = piece.tokens if options.token_ids else UNSET
         return _CompletionChoice(piece.text, logprobs, piece.finish_reason, tokens, prompt)

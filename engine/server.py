@@ -260,7 +260,8 @@ async def _scores(stream: OutputStream) -> dict[str, Any]:
 
 
 def _tenant(request: web.Request, user: str | None = None) -> str:
-    return (request.headers.get(TENANT_HEADER) or user or "")[:MAX_TENANT_CHARS]
+    tenant = (request.headers.get(TENANT_HEADER) or user or "")[:MAX_TENANT_CHARS]
+    return tenant.encode(errors="replace").decode()  # bytes of a header that are not UTF-8 come as lone surrogates
 
 
 def _id(kind: str) -> str:

@@ -116,6 +116,7 @@ class Detokenizer:
 
     Only complete characters are given out. Text that might begin a stop string is withheld until it is decided;
     once a stop string appears, `stopped` is true, the text before it has been given out and the rest is dropped.
+    length: characters so far, withheld ones included: where the next token's text begins.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = (), stop: Sequence[str] = ()) -> None:
@@ -123,6 +124,7 @@ class Detokenizer:
         self._stop = tuple(stop)
         self._withheld = ""
         self.stopped = False
+        self.length = 0
         # _window: recent ids. Its first _read ids are context: their text has been given out, and decoding them
         # again before the new ones makes the decoder treat the new ones as a continuation.
         self._window = [id for id in prompt if not tokenizer.is_special(id)][-CONTEXT_TOKENS:]
@@ -140,6 +142,7 @@ class Detokenizer:
         text = self._tokenizer.decode(self._window)
         new = text[self._given : self._settled(text)]
         self._given += len(new)
+        self.length += len(new)
         if new and self._given == len(text):
             self._slide()
         elif len(self._window) - self._read >= self._cut_at:

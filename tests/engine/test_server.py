@@ -209,6 +209,21 @@ async def test_alternatives_come_in_openai_s_shapes(client: AsyncOpenAI, tiny_ll
     assert (await complete(client, logprobs=0)).choices[0].logprobs.top_logprobs is None
 
 
+async def test_text_offsets_are_where_the_tokens_begin(client: AsyncOpenAI) -> None:
+    (whole,) = (await complete(client, logprobs=0, max_tokens=40)).choices
+    offsets = whole.logprobs.text_offset
+    assert len(offsets) == 40
+    assert offsets == sorted(offsets)
+    assert offsets[0] == 0
+    text = [
+        (token, offset) for token, offset in zip(whole.logprobs.tokens, offsets, strict=True) if "\ufffd" not in token
+    ]
+    assert len(text) > 5
+    assert all(whole.text[offset:].startswith(token) for token, offset in text)
+    _, _, chunks = await streamed(await complete(client, logprobs=0, max_tokens=40, stream=True))
+    assert [offset for chunk in chunks for c in chunk.choices for offset in c.logprobs.text_offset] == offsets
+
+
 async def test_penalties_and_bias_reach_the_model(client: AsyncOpenAI) -> None:
     plain = (await complete(client, logprobs=0)).choices[0]
     first = plain.token_ids[0]

@@ -62,6 +62,7 @@ class Server:
             web.get("/metrics", self.metrics),
             web.get("/config", self.config),
             web.post("/reconfigure", counted(self.reconfigure)),
+            web.post("/reset_prefix_cache", counted(self.reset_prefix_cache)),
             web.post("/score", counted(self.score)),
             web.post("/tokenize", self._prompts.tokenize),
             web.post("/detokenize", self._prompts.detokenize),
@@ -126,6 +127,13 @@ class Server:
             if cost is not None:
                 seconds = await self._apply(changes)
             return json_response({"cost": cost, "seconds": seconds, "config": self._core.config.model_dump()})
+
+    async def reset_prefix_cache(self, request: web.Request) -> web.Response:
+        """vLLM's name. Forgets whatever earlier requests left behind; 409 while there are any."""
+        async with self._reconfiguring:
+            # To apply a configuration anew empties the cache, and speculation's measurements with it.
+            await self._apply(self._core.config.model_dump())
+        return web.Response()
 
     async def score(self, request: web.Request) -> web.Response:
         """Log-probabilities of given tokens, read through the decode path: the quality that is served."""

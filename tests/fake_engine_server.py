@@ -4,7 +4,8 @@ Answers take a time in closed form. FILE's model directory may hold faults.json,
 {"when": {field: value}, "do": fault}. At the start: "refuse" (exit 2, and a refusal at /reconfigure), "oom" (exit 3),
 "silent" (never listens). At the first completion: "crash" (exit 4), "oom_later" (exit 3), "hang". "reject" refuses at
 /reconfigure; "child" starts a process that
-would outlive the engine. Each start is noted in starts.txt there, each reconfiguration in changes.jsonl.
+would outlive the engine. Each start is noted in starts.txt there, each reconfiguration in changes.jsonl, each reset of
+the prefix cache in resets.txt by the tokens generated before it.
 """
 
 from __future__ import annotations
@@ -96,6 +97,13 @@ class FakeEngine:
             file.write(json.dumps(changes) + "\n")
         return web.json_response({"cost": "hot", "seconds": 0.0, "config": wanted})
 
+    async def reset_prefix_cache(self, request: web.Request) -> web.Response:
+        if self.running:
+            return _error(409, f"{self.running} requests are in flight")
+        with (self.model / "resets.txt").open("a") as file:
+            file.write(f"{self.tokens}\n")
+        return web.Response()
+
 
 def _error(status: int, message: str) -> web.Response:
     return web.json_response({"error": {"message": message}}, status=status)
@@ -107,6 +115,7 @@ async def _serve(engine: FakeEngine) -> None:
         web.post("/v1/completions", engine.completions),
         web.post("/score", engine.score),
         web.post("/reconfigure", engine.reconfigure),
+        web.post("/reset_prefix_cache", engine.reset_prefix_cache),
         web.get("/v1/models", engine.models),
         web.get("/metrics", engine.metrics),
     ])  # fmt: skip

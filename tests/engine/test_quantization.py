@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,14 @@ import torch
 import torch.nn.functional as F
 from packers import Array, Tensors, quantise, write_packed
 from tiny_models import PROMPT, edit_config, greedy, transformers_greedy, write_model
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from engine.config import EngineConfig
+from engine.kernels.reference import PagedTensor
 from engine.layers.linear import Linear
 from engine.layers.quantization import quantize_int4, quantize_int8
+from engine.memory import plan_memory
 from engine.model_runner import load_engine
 from engine.models.config import ModelConfig, read_model_config
 from engine.models.decoder import Decoder
@@ -195,18 +198,58 @@ def tensors_of(decoder: Decoder) -> Iterator[torch.Tensor]:
             yield from linear.tensors()
 
 
-def loaded_bytes(monkeypatch: pytest.MonkeyPatch, config: EngineConfig) -> int:
-    """Bytes of the storages behind the weights of the model that an engine loads."""
-    loaded: list[Decoder] = []
-    build = Decoder.__init__
+def load_remembering(monkeypatch: pytest.MonkeyPatch, config: EngineConfig) -> tuple[list[Decoder], list[PagedTensor]]:
+    """The models and the pages behind an engine."""
+    decoders: list[Decoder] = []
+    pages: list[PagedTensor] = []
+    build, allocate = Decoder.__init__, PagedTensor.empty
 
     def remember(self: Decoder, *args: Any) -> None:
         build(self, *args)
-        loaded.append(self)
+        decoders.append(self)
+
+    def remember_pages(*args: Any) -> PagedTensor:
+        pages.append(allocate(*args))
+        return pages[-1]
 
     monkeypatch.setattr(Decoder, "__init__", remember)
+    monkeypatch.setattr(PagedTensor, "empty", staticmethod(remember_pages))
     load_engine(config)
-    return sum(t.untyped_storage().nbytes() for t in tensors_of(loaded[0]))
+    return decoders, pages
+
+
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+
+def loaded_bytes(monkeypatch: pytest.MonkeyPatch, config: EngineConfig) -> int:
+    """Bytes of the storages behind the weights of the model that an engine loads."""
+    (decoder,), _ = load_remembering(monkeypatch, config)
+    return storage_bytes(tensors_of(decoder))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="no guesses: the draft's weights, not its pages"),
+        pytest.param({"num_speculative_tokens": 3}, id="guesses"),
+        pytest.param({"num_speculative_tokens": 3, "weight_dtype": "int8", "kv_cache_dtype": "int8"}, id="int8"),
+        pytest.param({"weight_dtype": "int4", "kv_cache_dtype": "int4", "weight_group_size": 32}, id="int4"),
+        pytest.param({"num_speculative_tokens": 3, "kv_cache_dtype": "bfloat16"}, id="bfloat16 pages"),
+    ],
+)
+def test_the_whole_plan_is_what_is_allocated(
+    settings: dict[str, Any], tiny_llama: Path, tiny_draft: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = {"model": str(tiny_llama), "draft_model": str(tiny_draft)}
+    config = EngineConfig(**models, kv_cache_memory_bytes=3_000_000, **settings)
+    plan = plan_memory(config)
+    (target, draft), pages = load_remembering(monkeypatch, config)
+    assert plan.weight_bytes == storage_bytes(tensors_of(target))
+    assert plan.draft_weight_bytes == storage_bytes(tensors_of(draft))
+    tensors = [t for page in pages for t in (page.data, page.scales) if t is not None]
+    assert plan.pool.pool_bytes == storage_bytes(tensors)
+    assert plan.total_bytes == plan.weight_bytes + plan.draft_weight_bytes + plan.pool.pool_bytes
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])

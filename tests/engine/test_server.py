@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import itertools
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -361,6 +362,34 @@ async def test_a_pool_too_small_is_refused_and_the_old_one_goes_on(tiny_llama: P
             status, answer = await post(http, "/reconfigure", {"changes": {"kv_cache_memory_bytes": 10}})
             assert (status, "holds no page" in answer["error"]["message"]) == (409, True)
             await complete(client)
+
+
+async def hits(http: aiohttp.ClientSession) -> float:
+    async with http.get("/metrics") as response:
+        lines = (await response.text()).splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("servetune:prefix_cache_hits_total "))
+
+
+async def test_the_prefix_cache_can_be_emptied(client: AsyncOpenAI, http: aiohttp.ClientSession) -> None:
+    assert (await post(http, "/reconfigure", {"changes": {"enable_prefix_caching": True}}))[0] == 200
+    prompt = list(range(10, 60))
+    found = [await hits(http)]
+    for again in (True, False, False):
+        await complete(client, prompt)
+        found.append(await hits(http))
+        if again:
+            continue
+        async with http.post("/reset_prefix_cache") as response:
+            assert response.status == 200
+    # Nothing to find, then three blocks of 16 tokens, then nothing again.
+    assert [after - before for before, after in itertools.pairwise(found)] == [0, 48, 0]
+    stream = await complete(client, prompt, stream=True, max_tokens=400)
+    await anext(aiter(stream))
+    async with http.post("/reset_prefix_cache") as response:
+        assert (response.status, "in flight" in (await response.json())["error"]["message"]) == (409, True)
+    await stream.close()
+    while (await post(http, "/reconfigure", {"changes": {"enable_prefix_caching": False}}))[0] == 409:
+        await asyncio.sleep(0.01)
 
 
 async def test_metrics_count_requests(client: AsyncOpenAI, http: aiohttp.ClientSession) -> None:

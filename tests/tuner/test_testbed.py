@@ -78,6 +78,16 @@ def test_the_engine_stays_warm_where_the_knob_allows(bench: Bench) -> None:
     assert bench.changes == [{"max_num_seqs": 8}]
 
 
+def test_every_replay_begins_with_an_empty_prefix_cache(bench: Bench) -> None:
+    bench.measure(max_num_seqs=4)
+    assert not (bench.model / "resets.txt").exists()
+    before = bench.measure(enable_prefix_caching=True).engine_metrics["generation_tokens"]
+    bench.measure(enable_prefix_caching=True)
+    first, second = map(int, (bench.model / "resets.txt").read_text().split())
+    # After the warm-up of two requests of four tokens each, and nothing between that and the replay.
+    assert (before, second - first) == (40, 40 + 8)
+
+
 def test_a_knob_that_needs_a_process_gets_one(bench: Bench) -> None:
     bench.measure(max_num_seqs=4)
     assert not bench.measure(num_threads=2).warm

@@ -68,9 +68,16 @@ class EngineApi:
 
     async def reconfigure(self, changes: dict[str, Any], timeout: float) -> None:
         """Apply `changes`. Raises ConfigRejected, EngineOutOfMemory, or NeedsRelaunch when only a restart helps."""
+        await self._when_idle("/reconfigure", {"changes": changes}, timeout)
+
+    async def reset_prefix_cache(self, timeout: float) -> None:
+        """Forget what earlier requests left in the cache. Raises as `reconfigure` does."""
+        await self._when_idle("/reset_prefix_cache", {}, timeout)
+
+    async def _when_idle(self, path: str, body: dict[str, Any], timeout: float) -> None:
         waited = 0.0
         while True:
-            status, message = await self._post_changes(changes, timeout)
+            status, message = await self._post(path, body, timeout)
             if status == 200:
                 return
             if "memory" in message.lower() and status == 409:
@@ -95,11 +102,11 @@ class EngineApi:
         records.update({record.probe_id: record for record in answers})
         return tuple(records[probe.id] for probe in probes)
 
-    async def _post_changes(self, changes: dict[str, Any], timeout: float) -> tuple[int, str]:
+    async def _post(self, path: str, body: dict[str, Any], timeout: float) -> tuple[int, str]:
         try:
             async with (
                 asyncio.timeout(timeout),
-                self._session.post(f"{self._base_url}/reconfigure", json={"changes": changes}) as response,
+                self._session.post(f"{self._base_url}{path}", json=body) as response,
             ):
                 return response.status, "" if response.status == 200 else await _message(response)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:

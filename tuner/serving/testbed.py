@@ -177,6 +177,9 @@ class LiveTestbed:
                 model = await api.model_name()
             await self._warm_up(load.requests, model)
         async with EngineApi(process.base_url) as api:
+            if adapters.engine_config(config).enable_prefix_caching:
+                # Neither the warm-up nor an earlier measurement may leave hits behind for this one.
+                await api.reset_prefix_cache(self._settings.launch_timeout)
             before = await api.counters()
             with _timed(seconds, "replay"):
                 replayed = await self._replay(api, load, model, stop)

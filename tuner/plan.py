@@ -16,7 +16,7 @@ from tuner.errors import ConfigRejected
 from tuner.reference import production_probes, reference_key
 from tuner.results import floor_of, slo_of
 from tuner.scoring.intervals import proportion_lower
-from tuner.scoring.probes import Probe, check_slices, load_probes, screened
+from tuner.scoring.probes import FULL, Probe, check_slices, load_probes, screened
 from tuner.scoring.slo import SLO
 from tuner.serving import adapters
 from tuner.serving.api import ANSWER_TOKENS
@@ -197,7 +197,9 @@ def _check_floors(spec: StudySpec, probes: Sequence[Probe]) -> None:
 
 def _check_recall(spec: StudySpec, probes: Sequence[Probe]) -> None:
     """A floor that not even faultless answers could prove would make every configuration infeasible."""
-    for name, count in Counter(probe.slice for probe in probes if probe.kind == "recall").items():
+    for name, count in Counter(
+        probe.slice for probe in probes if probe.kind == "recall" and probe.gate <= FULL
+    ).items():
         floor = floor_of(spec, name).min_recall
         if proportion_lower(count, count) < floor:
             raise ValueError(

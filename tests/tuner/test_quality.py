@@ -200,6 +200,7 @@ def test_load_probes_reads_what_is_written(tmp_path: Path) -> None:
             ("an id twice", json.dumps(PROBE), ":2: id 'a' is used twice"),
             ("two kinds in one slice", json.dumps(PROBE | {"id": "b", "kind": "forced"}), "mixes forced and recall"),
             ("one forced probe", json.dumps(PROBE | {"id": "b", "slice": "x", "kind": "forced"}), "one forced probe"),
+            ("for finalists only", json.dumps(PROBE | {"id": "b", "slice": "x", "gate": 2}), "probes of gate 2 only"),
         ]
     ),
 )

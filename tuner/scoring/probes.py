@@ -158,7 +158,12 @@ def check_slices(probes: Sequence[Probe | ProbeRecord], where: str) -> None:
         members = [probe for probe in probes if probe.slice == name]
         if len({probe.kind for probe in members}) > 1:
             raise ValueError(f"{where}: slice {name!r} mixes forced and recall probes; give each kind its own slice")
-        if members[0].kind == "forced" and len(members) < 2:
+        asked = sum(probe.gate <= FULL for probe in members)
+        if not asked:
+            raise ValueError(
+                f"{where}: slice {name!r} has probes of gate {FINAL} only; a trial would prove nothing of it"
+            )
+        if members[0].kind == "forced" and asked < 2:
             raise ValueError(f"{where}: slice {name!r} has one forced probe; a bound needs at least two")
         if members[0].kind == "forced" and sum(probe.gate == SCREEN for probe in members) == 1:
             raise ValueError(

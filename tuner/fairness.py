@@ -13,7 +13,7 @@ from tuner.capacity import Play
 from tuner.scoring.doubts import Doubt, doubts
 from tuner.scoring.fairness import HEAD_OF_LINE_GATE, JAIN_GATE, first_token_times, jain, slowdowns
 from tuner.scoring.metrics import Interval, traffic_metrics
-from tuner.scoring.slo import SLO, smallest_bound
+from tuner.scoring.slo import SLO, failure_reason, smallest_bound
 from tuner.serving.testbed import Load
 from tuner.traffic.trace import Request, RequestRecord
 
@@ -50,7 +50,7 @@ class HeadOfLine:
 
     @property
     def ratio(self) -> float:
-        """By what factor the long prompts slow the short ones behind them."""
+        """By what factor the long prompts slow the short ones behind them; infinite where those get no answer."""
         return self.ttft / self.ttft_without
 
 
@@ -156,5 +156,9 @@ def _head_of_line(
     if not behind:
         return None
     without = replays.of([r for r in load.requests if r.id not in long], f"without prompts of {least} tokens and more")
+    # Like a slowdown, of those that were answered without: what fails anyway does not wait for long prompts.
+    behind &= {record.request_id for record in without if failure_reason(record) is None}
+    if not behind:
+        return None
     before, after = (first_token_times(r for r in records if r.request_id in behind) for records in (together, without))
     return HeadOfLine(least, len(long), len(behind), smallest_bound(before, TAIL), smallest_bound(after, TAIL))

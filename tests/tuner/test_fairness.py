@@ -108,6 +108,19 @@ def test_a_tenant_that_nobody_else_hurts_may_fare_badly_for_its_own_load() -> No
     assert found.jain == pytest.approx(0.5)
 
 
+def test_what_fails_without_the_long_prompts_too_does_not_wait_for_them() -> None:
+    small = _request("s", 0.1, "small", 10)
+    load = Load((_request("b", 0.0, "big", 400), small), 20.0, "all", 1.0, 10.0)
+
+    def play(load: Load, stop: Stop | None) -> Replay:
+        lost = failed(name="s", tenant="small", scheduled=0.1, prompt_tokens=10)
+        records = tuple(lost if r.request_id == "s" else r for r in one_queue(load, stop).records)
+        return Replay(records, None, load.duration)
+
+    found = measure_fairness(load, {"chat": SLO(ttft=9.0)}, play, long_prompt_tokens=100)
+    assert found.head_of_line is None and found.worst == "small"
+
+
 def test_without_long_prompts_there_is_no_head_of_line() -> None:
     found, steps = _measure(20)
     assert found.head_of_line is None and found.fair and len(steps) == 3

@@ -11,7 +11,7 @@ from reports.template import render
 from tuner.recommend import Recommendation
 from tuner.results import StudyResults
 
-STATES = ("feasible", "infeasible", "failed", "running")
+STATES = ("feasible", "infeasible", "doubtful", "failed", "running")
 
 
 def write_report(results: StudyResults, recommendation: Recommendation, path: Path) -> None:

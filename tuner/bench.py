@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from tuner.early_stop import slo_unreachable
 from tuner.errors import LaunchError, SpeculationLossy
-from tuner.outcome import Reporter
+from tuner.outcome import Reporter, disqualifying_doubt
 from tuner.plan import Plan
 from tuner.results import floor_of
 from tuner.scoring.probes import FINAL, FULL, Probe, ProbeRecord, against
@@ -40,10 +40,17 @@ class Bench:
         return self.plan.spec.name
 
     def measure(self, trial: int | None, config: ServingConfig, load: Load, purpose: Purpose) -> Measurement:
-        """Measure and store. Probes are asked once per quality key and study, and repeated from then on.
-
-        Raises ServingError when the engine fails.
+        """Measure and store; once more where the figures are not the configuration's (see disqualifying_doubt), which
+        may be so for the second time too. Raises ServingError when the engine fails.
         """
+        measured = self._measure(trial, config, load, purpose)
+        if (doubt := disqualifying_doubt(self.plan, measured)) is not None:
+            self.report.note(f"{purpose} is measured again: {doubt.name}: {doubt.detail}; {doubt.advice}")
+            measured = self._measure(trial, config, load, purpose)
+        return measured
+
+    def _measure(self, trial: int | None, config: ServingConfig, load: Load, purpose: Purpose) -> Measurement:
+        """Probes are asked once per quality key and study, and repeated from then on."""
         self.renew_lease()
         quality_key = adapters.quality_key(config)
         known = () if purpose == "calibration" else self.store.quality_records(self.study_name, quality_key) or ()

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 from tuner.plan import Plan
 from tuner.results import score
+from tuner.scoring.doubts import Doubt, disqualifying, doubts
 from tuner.scoring.metrics import ClassMetrics, traffic_metrics
 from tuner.scoring.probes import ProbeRecord
 from tuner.scoring.slo import BADNESS_CAP
@@ -60,8 +61,10 @@ class Reporter(Protocol):
 
 
 def judge(plan: Plan, measurement: Measurement, reference: Sequence[ProbeRecord]) -> Outcome:
-    """The outcome of a measured trial."""
+    """The outcome of a measured trial; "broken" where the figures are not the configuration's."""
     scored = score(measurement, reference, plan.spec)
+    if (doubt := scored.disqualified) is not None:
+        return broken(doubt.name, doubt.detail, sum(measurement.seconds.values()))
     told = dict(scored.constraints)
     for name, found in scored.traffic.classes.items():
         told[f"slo:{name}"] = graded(found)
@@ -91,6 +94,12 @@ def failed(reason: str, detail: str, seconds: float = 0.0) -> Outcome:
 def broken(reason: str, detail: str, seconds: float = 0.0) -> Outcome:
     """Something else went wrong."""
     return Outcome("broken", reason=reason, detail=detail, seconds=seconds)
+
+
+def disqualifying_doubt(plan: Plan, measurement: Measurement) -> Doubt | None:
+    """Why the measurement's figures are not the configuration's, if they are not."""
+    metrics = traffic_metrics(measurement.records, plan.slos, measurement.duration)
+    return disqualifying(doubts(measurement.records, metrics, plan.slos, measurement.stopped))
 
 
 def misses_an_slo(plan: Plan, measurement: Measurement) -> bool:

@@ -15,7 +15,7 @@ import yaml
 
 from tuner.pareto import non_dominated
 from tuner.scoring.cost import Cost
-from tuner.scoring.doubts import Doubt, doubts
+from tuner.scoring.doubts import Doubt, disqualifying, doubts
 from tuner.scoring.metrics import TrafficMetrics, tail_latency, traffic_metrics
 from tuner.scoring.probes import ProbeRecord
 from tuner.scoring.quality import Floor, QualityScore, quality_score
@@ -25,7 +25,7 @@ from tuner.spec import SLOSpec, StudySpec, parse_spec
 from tuner.store import Store
 from tuner.stored import AskedTrial, Failure, StoredMeasurement, ValidationFailure
 
-TrialState = Literal["feasible", "infeasible", "failed", "running"]
+TrialState = Literal["feasible", "infeasible", "doubtful", "failed", "running"]
 OBJECTIVES = ("goodput", "quality", "tail_latency")
 DIRECTIONS = ("maximize", "maximize", "minimize")
 TRIALS = ("baseline", "trial")
@@ -40,6 +40,8 @@ UNPROVEN = 1.0
 @dataclass(frozen=True, slots=True)
 class TrialResult:
     """One trial, scored. objectives: in the order of OBJECTIVES, None unless measured.
+
+    A doubtful trial was measured, but not it: see Scored.disqualified. It has no figures, so that none is compared.
 
     constraints: signed, <= 0 is feasible, keys "slo:<class>" and "quality:<slice>". reason: typed reason of a failure
     or of an early stop. seconds: where the trial's time went.
@@ -110,9 +112,18 @@ class Scored:
     doubts: tuple[Doubt, ...]
 
     @property
+    def disqualified(self) -> Doubt | None:
+        """The doubt for which the figures are not the configuration's, if there is one."""
+        return disqualifying(self.doubts)
+
+    @property
     def feasible(self) -> bool:
-        """Every constraint holds, and none of them for want of probes."""
-        return self.quality is not None and all(value <= 0.0 for value in self.constraints.values())
+        """Every constraint holds, none of them for want of probes, and the figures are the configuration's."""
+        return (
+            self.disqualified is None
+            and self.quality is not None
+            and all(value <= 0.0 for value in self.constraints.values())
+        )
 
 
 def score(measurement: Measurement, reference: Sequence[ProbeRecord], spec: StudySpec) -> Scored:
@@ -171,7 +182,8 @@ def load_results(store: Store, study: str, spec: StudySpec | None = None) -> Stu
     reference = store.reference(str(info.provenance.get("reference_key", ""))) or ()
     measured = store.measurements(study)
     by_trial = {m.trial: m.measurement for m in measured if m.measurement.purpose in TRIALS}
-    held = {(m.trial, m.measurement.purpose) for m in measured}
+    validations = _validations(measured, reference, used)
+    held = {(v.trial, v.purpose) for v in validations}
     failures = {failure.trial: failure for failure in store.failures(study)}
     trials = [_trial(t, by_trial.get(t.number), failures.get(t.number), reference, used) for t in store.trials(study)]
     if not trials:
@@ -179,7 +191,7 @@ def load_results(store: Store, study: str, spec: StudySpec | None = None) -> Stu
     return StudyResults(
         spec=used,
         trials=_mark_front(trials),
-        validations=tuple(_validation(m, reference, used) for m in measured if m.measurement.purpose in VALIDATIONS),
+        validations=validations,
         time_scale=info.time_scale or 1.0,
         environment=measured[0].measurement.environment if measured else {},
         provenance=info.provenance,
@@ -206,6 +218,12 @@ def _trial(
 
 def _measured(number: int, measurement: Measurement, reference: Sequence[ProbeRecord], spec: StudySpec) -> TrialResult:
     scored = score(measurement, reference, spec)
+    found = tuple(str(doubt) for doubt in scored.doubts)
+    if (doubt := scored.disqualified) is not None:
+        return TrialResult(
+            number, "doubtful", measurement.config.knobs, None, {}, None, None, reason=doubt.name, detail=doubt.detail,
+            seconds=measurement.seconds, doubts=found,
+        )  # fmt: skip
     return TrialResult(
         number=number,
         state="feasible" if scored.feasible else "infeasible",
@@ -217,7 +235,7 @@ def _measured(number: int, measurement: Measurement, reference: Sequence[ProbeRe
         reason="stopped_early" if measurement.stopped else None,
         detail=measurement.stopped,
         seconds=measurement.seconds,
-        doubts=tuple(str(doubt) for doubt in scored.doubts),
+        doubts=found,
     )
 
 
@@ -242,11 +260,21 @@ def _mark_front(trials: Sequence[TrialResult]) -> tuple[TrialResult, ...]:
     return tuple(replace(trial, on_front=trial.state == "feasible" and next(best)) for trial in trials)
 
 
-def _validation(stored: StoredMeasurement, reference: Sequence[ProbeRecord], spec: StudySpec) -> ValidationResult:
-    """Probes are not part of a validation as a rule; its quality constraints are there only when it has some."""
-    measurement = stored.measurement
-    scored = score(measurement, reference if measurement.probes else (), spec)
-    # The calibration precedes every trial and runs the baseline, which is trial 0.
-    trial = stored.trial if stored.trial is not None else 0
-    where = (measurement.purpose, measurement.window, measurement.time_scale)
-    return ValidationResult(trial, *where, scored.traffic, scored.constraints)
+def _validations(
+    measured: Sequence[StoredMeasurement], reference: Sequence[ProbeRecord], spec: StudySpec
+) -> tuple[ValidationResult, ...]:
+    """Probes are not part of a validation as a rule; its quality constraints are there only when it has some. One that
+    a doubt disqualifies neither holds nor misses; the calibration only finds a load, and is kept."""
+    found = []
+    for stored in measured:
+        measurement = stored.measurement
+        if measurement.purpose not in VALIDATIONS:
+            continue
+        scored = score(measurement, reference if measurement.probes else (), spec)
+        if scored.disqualified is not None and measurement.purpose != "calibration":
+            continue
+        # The calibration precedes every trial and runs the baseline, which is trial 0.
+        trial = stored.trial if stored.trial is not None else 0
+        where = (measurement.purpose, measurement.window, measurement.time_scale)
+        found.append(ValidationResult(trial, *where, scored.traffic, scored.constraints))
+    return tuple(found)

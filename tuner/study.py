@@ -16,7 +16,7 @@ from tuner import search
 from tuner.bench import Bench
 from tuner.errors import LaunchError, ServingError
 from tuner.knee import time_scale
-from tuner.outcome import Outcome, Reporter, broken, failed, judge
+from tuner.outcome import Outcome, Reporter, broken, disqualifying_doubt, failed, judge
 from tuner.plan import Plan, make_plan
 from tuner.recommend import held, recommend
 from tuner.reference import cache_reference, cached_reference
@@ -120,7 +120,7 @@ def _reconcile(session: Session, reference: tuple[ProbeRecord, ...] | None) -> N
         if measured is not None:
             if reference is not None:
                 trial.set_user_attr(search.SECONDS, sum(measured.seconds.values()))
-                _tell(session, trial, judge(session.bench.plan, measured, reference))
+                _tell(session, trial, judge(session.bench.plan, measured, reference), measured.config)
             continue
         params = dict(stale.system_attrs.get("fixed_params", stale.params))
         _tell(session, trial, broken(search.INTERRUPTED, "the tuner was stopped"), session.bench.plan.config(params))
@@ -135,7 +135,8 @@ def _handle(session: Session, frozen: FrozenTrial) -> optuna.Trial:
 
 
 def _measurement_of(session: Session, number: int) -> Measurement | None:
-    for stored in session.bench.store.measurements(session.bench.study_name):
+    """The latest, as only the first may be doubtful."""
+    for stored in reversed(session.bench.store.measurements(session.bench.study_name)):
         if stored.trial == number and stored.measurement.purpose in ("baseline", "trial"):
             return stored.measurement
     return None
@@ -272,8 +273,13 @@ def _validate_one(session: Session, number: int, purpose: Purpose, scale: float,
     window = "holdout" if purpose == "holdout" else "tune"
     bench.report.begin(f"{purpose.replace('_', ' ')} of trial {number}")
     try:
-        bench.measure(number, config, bench.plan.load(window, time_scale), purpose)
+        measured = bench.measure(number, config, bench.plan.load(window, time_scale), purpose)
     except ServingError as error:
-        failure = ValidationFailure(number, purpose, window, time_scale, error.reason, str(error))
-        bench.store.save_validation_failure(bench.study_name, failure)
-        bench.report.note(f"{purpose} of trial {number} failed: {error.reason}: {error}")
+        reason, detail = error.reason, str(error)
+    else:
+        if (doubt := disqualifying_doubt(bench.plan, measured)) is None:
+            return
+        reason, detail = doubt.name, doubt.detail
+    failure = ValidationFailure(number, purpose, window, time_scale, reason, detail)
+    bench.store.save_validation_failure(bench.study_name, failure)
+    bench.report.note(f"{purpose} of trial {number} failed: {reason}: {detail}")

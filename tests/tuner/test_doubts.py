@@ -7,7 +7,7 @@ from scipy.stats import binom
 
 from tests.fakes import cases
 from tests.tuner.builders import answered, failed
-from tuner.scoring.doubts import Doubt, doubts, requests_needed
+from tuner.scoring.doubts import Doubt, disqualifying, doubts, requests_needed
 from tuner.scoring.metrics import traffic_metrics
 from tuner.scoring.slo import SLO
 from tuner.traffic.trace import RequestRecord
@@ -46,6 +46,14 @@ def test_doubts(records: list[RequestRecord], slo: SLO, expected: list[str]) -> 
 def test_an_early_stop_is_doubted_in_the_words_of_who_stopped_it() -> None:
     (doubt,) = _doubts(ENOUGH, stopped="in-flight requests grew for 5 s")
     assert (doubt.name, doubt.detail) == ("stopped_early", "in-flight requests grew for 5 s")
+
+
+def test_only_a_lag_of_the_client_disqualifies() -> None:
+    lagged, poor = [answered(sent=0.02)] * 40, [*ENOUGH[:20], failed("http_5xx")]
+    assert [doubt.severity for doubt in _doubts(poor, stopped="hopeless")] == ["note"] * 3
+    assert disqualifying(_doubts(poor)) is None
+    doubt = disqualifying(_doubts(lagged))
+    assert doubt is not None and doubt.name == "client_lagged"
 
 
 def test_the_same_doubt_reads_the_same_for_different_figures() -> None:

@@ -1,10 +1,12 @@
-"""Reasons to distrust a measurement, each with what to do about it. A doubt informs; it never changes a score."""
+"""Reasons to distrust a measurement, each with what to do about it. A doubt changes no score: it informs, or it
+disqualifies the measurement, which then has none."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from tuner.scoring.intervals import CONFIDENCE
 from tuner.scoring.metrics import TrafficMetrics
@@ -19,14 +21,20 @@ LONGER_THAN_A_CHUNK = 18
 """An answer of this many tokens cannot come out of one step: the engine speculates at most 16 tokens ahead."""
 
 
+Severity = Literal["note", "disqualifying"]
+
+
 @dataclass(frozen=True, slots=True)
 class Doubt:
     """name: fixed, for tables. detail: what was seen, with its figures. advice: what is wrong and what would help, in
-    the same words for every measurement, so that the text of a doubt groups the trials that it is about."""
+    the same words for every measurement, so that the text of a doubt groups the trials that it is about. severity:
+    "note" informs; "disqualifying" says that the figures are not the configuration's, so nothing is compared with
+    them."""
 
     name: str
     detail: str
     advice: str
+    severity: Severity = "note"
 
     def __str__(self) -> str:
         return f"{self.name}: {self.advice}"
@@ -40,6 +48,11 @@ def doubts(
     if stopped is not None:
         found.append(Doubt("stopped_early", stopped, "the rates are those of an unfinished replay"))
     return tuple(found)
+
+
+def disqualifying(found: Iterable[Doubt]) -> Doubt | None:
+    """The first doubt that disqualifies, if any does."""
+    return next((doubt for doubt in found if doubt.severity == "disqualifying"), None)
 
 
 def requests_needed(attainment: float) -> int:
@@ -56,7 +69,8 @@ def _client_lag(metrics: TrafficMetrics, slos: Mapping[str, SLO]) -> Iterator[Do
     lag = metrics.send_lag.get(99, 0.0)
     if lag > allowed:
         detail = f"requests left {lag * 1e3:.1f} ms late at p99, {allowed * 1e3:.1f} ms are allowed"
-        yield Doubt("client_lagged", detail, "the load generator sent requests late: free a core for it")
+        advice = "the load generator sent requests late: free a core for it"
+        yield Doubt("client_lagged", detail, advice, "disqualifying")
 
 
 def _collapsed_chunks(records: Sequence[RequestRecord]) -> Iterator[Doubt]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,6 +17,7 @@ from tuner.capacity import Capacity, Tried
 from tuner.fairness import Fairness
 from tuner.outcome import Outcome
 from tuner.recommend import Gain, Recommendation
+from tuner.scoring.doubts import Doubt
 from tuner.scoring.fairness import HEAD_OF_LINE_GATE, JAIN_GATE
 from tuner.scoring.metrics import ClassMetrics, TrafficMetrics
 from tuner.scoring.slo import SLO
@@ -119,7 +120,7 @@ def print_recommendation(found: Recommendation, files: Iterable[Path] = ()) -> N
         console.print(Text(f"wrote {path}"), soft_wrap=True)
 
 
-def print_replay(metrics: TrafficMetrics, slos: Mapping[str, SLO]) -> None:
+def print_replay(metrics: TrafficMetrics, slos: Mapping[str, SLO], doubted: Sequence[Doubt]) -> None:
     """What `tune replay` found, class by class; on standard output."""
     console = Console(highlight=False)
     offered = sum(found.offered for found in metrics.classes.values())
@@ -132,6 +133,9 @@ def print_replay(metrics: TrafficMetrics, slos: Mapping[str, SLO]) -> None:
     console.print(_share_table("class", metrics.classes.values()))
     if len(metrics.tenants) > 1:
         console.print(_share_table("tenant", metrics.tenants.values()))
+    for doubt in doubted:
+        mark = "not to be compared" if doubt.severity == "disqualifying" else "doubt"
+        console.print(f"{mark}: {doubt.name}: {doubt.detail}; {doubt.advice}", markup=False, soft_wrap=True)
 
 
 def print_tried(tried: Tried) -> None:

@@ -40,16 +40,18 @@ def replay(
     """Replay a trace at its recorded times and print what was good, how fast, and the client's own lag."""
     from tuner.console import print_replay
     from tuner.loadtest import server
+    from tuner.scoring.doubts import doubts
     from tuner.scoring.metrics import traffic_metrics
 
     load, slos = _load(trace, window, time_scale, drain_timeout, slo)
     with server(url, engine, model) as play:
         done = play(load, None)
     metrics = traffic_metrics(done.records, slos, done.duration)
+    doubted = doubts(done.records, metrics, slos, done.stopped)
     if as_json:
-        _print_json(asdict(metrics))
+        _print_json(asdict(metrics) | {"doubts": [asdict(doubt) for doubt in doubted]})
     else:
-        print_replay(metrics, slos)
+        print_replay(metrics, slos, doubted)
 
 
 def capacity(

@@ -11,12 +11,18 @@ from typing import Literal
 from tuner.scoring.intervals import CONFIDENCE
 from tuner.scoring.metrics import TrafficMetrics
 from tuner.scoring.slo import SLO, finished
+from tuner.scoring.steady import SteadyState
 from tuner.traffic.trace import RequestRecord
 
 LAG_FLOOR = 0.005
 """Seconds of p99 send lag that are never doubted."""
 LAG_SHARE = 0.01
 """Share of the tightest TTFT bound that the p99 send lag may reach."""
+LITTLE_TOLERANCE = 0.05
+"""By how much L and lambda W may differ, as a share of L, besides what is carried over the ends of the replay."""
+FEWEST_IN_FLIGHT = 1.0
+MOST = 0.5
+"""Share of the long answers from which on what is wrong with them is wrong with the measurement."""
 LONGER_THAN_A_CHUNK = 18
 """An answer of this many tokens cannot come out of one step: the engine speculates at most 16 tokens ahead."""
 
@@ -44,7 +50,9 @@ def doubts(
     records: Sequence[RequestRecord], metrics: TrafficMetrics, slos: Mapping[str, SLO], stopped: str | None = None
 ) -> tuple[Doubt, ...]:
     """All doubts about one replay. stopped: why the replay ended before its last arrival, or None."""
-    found = [*_client_lag(metrics, slos), *_collapsed_chunks(records), *_few_requests(metrics), *_failures(metrics)]
+    answers = [*_collapsed_chunks(records), *_repeated_answers(records), *_claims(records)]
+    found = [*_client_lag(metrics, slos), *answers, *_few_requests(metrics), *_failures(metrics)]
+    found += _unsteady(metrics.steady) if stopped is None else ()
     if stopped is not None:
         found.append(Doubt("stopped_early", stopped, "the rates are those of an unfinished replay"))
     return tuple(found)
@@ -78,7 +86,55 @@ def _collapsed_chunks(records: Sequence[RequestRecord]) -> Iterator[Doubt]:
     collapsed = sum(r.token_times[0] == r.token_times[-1] for r in long)
     if collapsed:
         detail = f"{collapsed} of {len(long)} long answers arrived in one piece"
-        yield Doubt("chunks_collapsed", detail, "long answers arrive in one piece, so TTFT, TPOT and ITL mean nothing")
+        advice = "long answers arrive in one piece, so TTFT, TPOT and ITL mean nothing: switch off a cache or a buffer"
+        yield Doubt("chunks_collapsed", detail, advice, _severity(collapsed, long))
+
+
+def _repeated_answers(records: Sequence[RequestRecord]) -> Iterator[Doubt]:
+    """One answer to different prompts: from a cache, or from a model that looks at nothing."""
+    long = [r for r in records if finished(r) and r.output_tokens >= LONGER_THAN_A_CHUNK and r.answer_digest]
+    prompts: dict[int | None, set[int | None]] = {}
+    for record in long:
+        prompts.setdefault(record.answer_digest, set()).add(record.prompt_digest)
+    repeated = sum(len(prompts[record.answer_digest]) > 1 for record in long)
+    if repeated > len(long) * MOST:
+        detail = f"{repeated} of {len(long)} long answers are those of another prompt, word for word"
+        advice = "different prompts get the same answer: switch off the cache, or check the model"
+        yield Doubt("answers_repeated", detail, advice, "disqualifying")
+
+
+def _claims(records: Sequence[RequestRecord]) -> Iterator[Doubt]:
+    answered = [r for r in records if finished(r)]
+    false = sum(r.claimed_tokens not in (None, r.output_tokens) for r in answered)
+    if false:
+        detail = f"usage of {false} of {len(answered)} answers tells another number of tokens than was delivered"
+        yield Doubt("usage_disagrees", detail, "usage does not tell what was delivered, which is what is counted")
+    long = [r for r in answered if r.output_tokens >= LONGER_THAN_A_CHUNK]
+    empty = sum(r.answer_digest is None and r.claimed_tokens is not None for r in long)
+    if empty:
+        detail = f"{empty} of {len(long)} long answers have tokens and no text"
+        advice = "long answers have no text: the tokens that are counted are none that a user sees"
+        yield Doubt("answers_without_text", detail, advice, _severity(empty, long))
+
+
+def _severity(cases: int, long: Sequence[RequestRecord]) -> Severity:
+    """A stray case informs; when it is most of them, latencies and rates are not those of generated text."""
+    return "disqualifying" if cases > len(long) * MOST else "note"
+
+
+def _unsteady(steady: SteadyState) -> Iterator[Doubt]:
+    if not steady.stationary:
+        detail = f"TTFT keeps rising or falling after the warm-up of {steady.start:.1f} s"
+        yield Doubt("not_stationary", detail, "latencies drift: take a longer window, or less load than saturates")
+    if steady.in_flight is None or steady.balance is None or steady.in_flight < FEWEST_IN_FLIGHT:
+        return
+    # Even a steady replay carries over its ends what stays about one stay long.
+    allowed = LITTLE_TOLERANCE + steady.stay / steady.seconds
+    off = steady.balance / steady.in_flight - 1
+    if abs(off) > allowed:
+        detail = f"{steady.in_flight:.1f} requests in flight, arrivals x stay make {steady.balance:.1f} ({off:+.0%})"
+        advice = "Little's law fails, so the replay was not in balance: take a longer window, or less load"
+        yield Doubt("littles_law", detail, advice)
 
 
 def _few_requests(metrics: TrafficMetrics) -> Iterator[Doubt]:

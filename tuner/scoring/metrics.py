@@ -23,6 +23,7 @@ from tuner.scoring.slo import (
     smallest_bound,
     token_gaps,
 )
+from tuner.scoring.steady import SteadyState, steady_state
 from tuner.traffic.trace import RequestRecord
 
 PERCENTILES = (50, 90, 95, 99)
@@ -73,7 +74,7 @@ class TrafficMetrics:
     """A whole replay. Rates are per second of `duration` (the time over which arrivals were offered).
 
     goodput: good requests per second, with a 95 % interval. send_lag: percentiles {50, 95, 99: seconds} of
-    sent - scheduled at the client.
+    sent - scheduled at the client. steady: the warm-up, which the percentiles of classes and tenants leave out.
     """
 
     duration: float
@@ -83,6 +84,7 @@ class TrafficMetrics:
     classes: Mapping[str, ClassMetrics]
     tenants: Mapping[str, ClassMetrics]
     send_lag: Mapping[int, float]
+    steady: SteadyState = SteadyState()
 
 
 def traffic_metrics(records: Sequence[RequestRecord], slos: Mapping[str, SLO], duration: float) -> TrafficMetrics:
@@ -94,19 +96,29 @@ def traffic_metrics(records: Sequence[RequestRecord], slos: Mapping[str, SLO], d
     judged = [_judge(record, slos) for record in records]
     good = sum(one.good for one in judged)
     low, high = proportion_interval(good, len(judged))
+    steady = steady_state(records)
     return TrafficMetrics(
         duration=duration,
         offered_rate=len(judged) / duration,
         # The offered requests are the same in every trial, so the share that is good is what is uncertain.
         goodput=Interval(good / duration, low * len(judged) / duration, high * len(judged) / duration),
-        output_tokens_per_second=sum(record.output_tokens for record in records) / duration,
-        classes={name: _group(name, [j for j in judged if j.record.slo_class == name], slos) for name in sorted(slos)},
+        output_tokens_per_second=sum(asked_tokens(record) for record in records) / duration,
+        classes={
+            name: _group(name, [j for j in judged if j.record.slo_class == name], slos, steady) for name in sorted(slos)
+        },
         tenants={
-            name: _group(name, [j for j in judged if j.record.tenant == name], slos)
+            name: _group(name, [j for j in judged if j.record.tenant == name], slos, steady)
             for name in sorted({record.tenant for record in records})
         },
         send_lag=percentiles([r.sent - r.scheduled for r in records if r.sent is not None], SEND_LAG_PERCENTILES),
+        steady=steady,
     )
+
+
+def asked_tokens(record: RequestRecord) -> int:
+    """Output tokens, of an answer longer than the replay asked for only those asked for."""
+    asked = record.expected_tokens
+    return record.output_tokens if asked is None else min(record.output_tokens, asked)
 
 
 def percentiles(values: Sequence[float], ranks: Sequence[int] = PERCENTILES) -> dict[int, float]:
@@ -148,7 +160,7 @@ def _judge(record: RequestRecord, slos: Mapping[str, SLO]) -> _Judged:
     return _Judged(record, badness(record, slo), slo.attainment)
 
 
-def _group(name: str, judged: Sequence[_Judged], slos: Mapping[str, SLO]) -> ClassMetrics:
+def _group(name: str, judged: Sequence[_Judged], slos: Mapping[str, SLO], steady: SteadyState) -> ClassMetrics:
     """Metrics of a class or of a tenant; a tenant with several classes is held to the strictest attainment of them."""
     good = sum(one.good for one in judged)
     target = max((one.target for one in judged), default=slos[name].attainment if name in slos else 0.0)
@@ -164,7 +176,9 @@ def _group(name: str, judged: Sequence[_Judged], slos: Mapping[str, SLO]) -> Cla
         attainment=Interval(share, *proportion_interval(share * effective, effective)),
         target=target,
         violation=violation,
-        percentiles=_latency_table([one.record for one in judged if finished(one.record)]),
+        percentiles=_latency_table(
+            [one.record for one in judged if finished(one.record) and one.record.scheduled >= steady.start]
+        ),
         effective=effective,
         lower=proportion_lower(share * effective, effective),
         fluid_token_rate=fluid_token_rate([one.record for one in judged]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +11,11 @@ import msgspec
 
 from tuner.traffic.connections import Connections
 from tuner.traffic.http1 import ResponseReader
-from tuner.traffic.sse import Chunk, EventBuffer
+from tuner.traffic.sse import Choice, Chunk, EventBuffer
 from tuner.traffic.trace import Request, RequestRecord
 
 API_KEY_VARIABLE = "SERVETUNE_API_KEY"
+_KEY = os.urandom(16)
 PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 
 
@@ -74,6 +76,11 @@ def request_bytes(connections: Connections, model: str, request: Request, token_
     return f"POST {connections.path}{PATHS[request.endpoint]} HTTP/1.1\r\n{head}\r\n".encode() + body
 
 
+def digest(text: bytes) -> int:
+    """63 bits that tell texts apart within this process, and say nothing of them outside it."""
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8, key=_KEY).digest(), "big") >> 1
+
+
 class Exchange:
     """One request on its way, from scheduled to its end; record() tells what had arrived at any time.
 
@@ -82,8 +89,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "_events", "_on_end", "_start", "end", "error", "finish_reason", "not_sent_reason", "payload", "request",
-        "scheduled", "sent", "token_times", "usage",
+        "_delivered", "_events", "_held", "_on_end", "_prompt", "_start", "_text", "end", "error", "finish_reason",
+        "not_sent_reason", "payload", "request", "scheduled", "sent", "token_times", "usage",
     )  # fmt: skip
 
     def __init__(self, request: Request, scheduled: float, payload: bytes) -> None:
@@ -98,6 +105,10 @@ class Exchange:
         self.error: str | None = None
         self.not_sent_reason: str | None = None
         self._events = EventBuffer()
+        self._text = bytearray()
+        self._prompt = digest(msgspec.json.encode(request.prompt))
+        self._held = 0
+        self._delivered = False
         self._start = 0.0
         self._on_end: Callable[[Exchange], None] = lambda exchange: None
 
@@ -144,18 +155,35 @@ class Exchange:
 
     def _take(self, chunk: Chunk, time: float) -> None:
         for choice in chunk.choices:
-            if choice.token_ids is not None:
-                self.token_times.extend([time] * len(choice.token_ids))
-            elif choice.carries_token:
-                self.token_times.append(time)
+            self._take_tokens(choice, time)
             if choice.finish_reason is not None:
                 self.finish_reason = choice.finish_reason
         if chunk.usage is not None:
             self.usage = (chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
 
+    def _take_tokens(self, choice: Choice, time: float) -> None:
+        """A token without text counts from when the next text comes: until then the user has nothing. At the end of an
+        answer it counts as it came, for a forced length may go on in tokens that have no text."""
+        text = choice.content + choice.reasoning
+        if choice.token_ids is not None:
+            self._delivered = True
+            self.token_times.extend([time] * len(choice.token_ids))
+        elif text:
+            self.token_times.append(time)
+        if not text:
+            self._held += len(choice.token_ids or ())
+            return
+        if self._held:
+            first = len(self.token_times) - self._held - len(choice.token_ids or (0,))
+            self.token_times[first : first + self._held] = [time] * self._held
+            self._held = 0
+        self._text += text.encode()
+
     def record(self) -> RequestRecord:
-        """The exchange as it stands; counts come from usage where the server told it."""
-        prompt_tokens, output_tokens = self.usage
+        """The exchange as it stands. Tokens are those delivered where chunks told their ids, otherwise those that usage
+        claims, otherwise the chunks with text."""
+        prompt_tokens, claimed = self.usage
+        output_tokens = None if self._delivered else claimed
         times = self.token_times
         if output_tokens is None:
             output_tokens = len(times)
@@ -175,4 +203,7 @@ class Exchange:
             finish_reason=self.finish_reason,
             error=self.error,
             not_sent_reason=self.not_sent_reason,
+            claimed_tokens=claimed,
+            answer_digest=digest(bytes(self._text)) if self._text else None,
+            prompt_digest=self._prompt if self._text else None,
         )

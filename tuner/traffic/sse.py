@@ -31,9 +31,14 @@ class Choice(msgspec.Struct, gc=False):
         return (self.text if source is None else source.content) or ""
 
     @property
+    def reasoning(self) -> str:
+        """The reasoning of a chat delta."""
+        return (self.delta.reasoning_content if self.delta is not None else None) or ""
+
+    @property
     def carries_token(self) -> bool:
         """Whether any text, reasoning included, is there."""
-        return bool(self.content or (self.delta is not None and self.delta.reasoning_content))
+        return bool(self.content or self.reasoning)
 
 
 class Usage(msgspec.Struct, gc=False):

@@ -107,14 +107,17 @@ class RequestRecord:
     Times are seconds since the replay's start on a monotonic clock. scheduled: when the trace said it arrives (the
     origin of every latency). sent: when the client began to send it; sent - scheduled is the client's own lag.
     token_times: when each output token arrived at the client; tokens that came in one chunk share a time.
-    output_tokens: from the server's usage where it told one; a server that merges tokens into one chunk without
-    saying which leaves fewer token_times than that, never more. expected_tokens: the length the replay forced.
+    output_tokens: as many as chunks told ids of, otherwise from the server's usage where it told one; a server that
+    merges tokens into one chunk without saying which leaves fewer token_times than that, never more. expected_tokens:
+    the length the replay forced.
     error: None, or a short typed reason: "refused" (TCP connection refused), "http_5xx", "http_4xx", "connection"
     (reset or broken), "timeout" (no end by the drain deadline; tokens received so far are kept), "truncated" (stream
     ended without a finish), "protocol" (the stream carried an error, or was no completion stream), "stopped" (in
     flight when the replay was stopped), "not_sent" (see not_sent_reason).
     not_sent_reason: "stopped" when the replay was before its turn came; else which earlier turn of its session failed,
     and how.
+    claimed_tokens: output tokens of the server's usage, which may be others than output_tokens, those delivered.
+    answer_digest, prompt_digest: equal for equal texts within one replay, and nothing else; None without any text.
     """
 
     request_id: str
@@ -129,3 +132,6 @@ class RequestRecord:
     finish_reason: str | None = None
     error: str | None = None
     not_sent_reason: str | None = None
+    claimed_tokens: int | None = None
+    answer_digest: int | None = None
+    prompt_digest: int | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from tuner.early_stop import slo_unreachable
+from tuner.early_stop import hopeless
 from tuner.errors import LaunchError, SpeculationLossy
 from tuner.outcome import Reporter, disqualifying_doubt
 from tuner.plan import Plan
@@ -55,7 +55,7 @@ class Bench:
         quality_key = adapters.quality_key(config)
         known = () if purpose == "calibration" else self.store.quality_records(self.study_name, quality_key) or ()
         probes = self._to_ask(purpose, known)
-        stop = slo_unreachable(load.requests, self.plan.slos, load.time_scale) if purpose in STOPPABLE else None
+        stop = hopeless(load.requests, self.plan.slos, load.time_scale) if purpose in STOPPABLE else None
         for launch in range(LAUNCHES):
             try:
                 measured = self.testbed.measure(

@@ -30,7 +30,7 @@ SHORT_SECONDS = 5.0
 """A replay that offers its requests in less time measures a burst."""
 UNFINISHED = ("stopped", "not_sent")
 """Errors of requests that the end of a hopeless replay cut off: they say nothing of what broke."""
-QUIET = ("stopped_early", "requests_failed", "too_few_requests")
+QUIET = ("stopped_early", "requests_failed", "too_few_requests", "not_stationary", "littles_law")
 """Doubts that a replay at the edge of capacity always has, or that the interval of the capacity already tells."""
 
 Play = Callable[[Load, Stop | None], Replay]

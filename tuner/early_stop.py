@@ -1,19 +1,47 @@
-"""Ends a replay whose SLOs are out of reach, so that the budget goes to configurations that may meet them."""
+"""Ends a replay whose SLOs are out of reach, so that the budget goes to configurations that may meet them.
+
+Three reasons, each sure enough to be told what it is worth: no continuation can help (certain), the share of good
+requests is too low (a sequential test with a stated error rate), the server falls further and further behind.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 
+from tuner.scoring.saturation import growth
+from tuner.scoring.sequential import ERROR_RATE, evidence_below
 from tuner.scoring.slo import SLO, is_good
 from tuner.traffic.exchange import expected_tokens
 from tuner.traffic.replay import Progress, Stop
-from tuner.traffic.trace import Request
+from tuner.traffic.trace import Request, RequestRecord
 
 SLO_UNREACHABLE = "slo_unreachable"
+SLO_IMPLAUSIBLE = "slo_implausible"
+OVER_SATURATED = "over_saturated"
 MARGIN = 0.3
 """How far below its target the best attainable attainment of a class must lie. A replay that would miss narrowly runs
 to its end: there the size of the miss tells the sampler something, while a stopped one only counts as far away."""
+WINDOW = 0.5
+"""Share of the replay over which growth is looked at."""
+GROWTH_SHARE = 0.1
+"""Share of the arrivals that must stay behind for the server to count as over-saturated."""
+COMING_SHARE = 0.8
+"""What is still to come must arrive at this share of the rate in the window, or the server may catch up."""
+
+
+def hopeless(requests: Sequence[Request], slos: Mapping[str, SLO], time_scale: float) -> Stop:
+    """A predicate for replay(): the first of the three reasons that holds, with its evidence."""
+    reasons = (
+        slo_unreachable(requests, slos, time_scale),
+        slo_implausible(requests, slos, time_scale),
+        over_saturated(requests, slos, time_scale),
+    )
+
+    def stop(progress: Progress) -> str | None:
+        return next((found for reason in reasons if (found := reason(progress)) is not None), None)
+
+    return stop
 
 
 def slo_unreachable(
@@ -47,6 +75,91 @@ def slo_unreachable(
         return SLO_UNREACHABLE if any(bad[name] + late[name] > allowed[name] for name in offered) else None
 
     return stop
+
+
+def slo_implausible(requests: Sequence[Request], slos: Mapping[str, SLO], time_scale: float) -> Stop:
+    """A predicate for replay(): SLO_IMPLAUSIBLE with its evidence once the share of good requests of some class is
+    proven to be more than MARGIN below its attainment.
+
+    Requests are judged in the order of their arrival, each when it has ended or can no longer be good, and none before
+    those ahead of it: quick answers end first, and would speak for all. Wrong about no more than ERROR_RATE of the
+    replays whose share is at the margin; see sequential for which correlations.
+    """
+    followers = later_turns(requests)
+    order: dict[str, list[Request]] = {}
+    for request in sorted(requests, key=lambda request: request.arrival):
+        if request.id not in followers and slos[request.slo_class].attainment > MARGIN:
+            order.setdefault(request.slo_class, []).append(request)
+    ended: dict[str, bool] = {}
+    outcomes: dict[str, list[bool]] = {name: [] for name in order}
+    judged = 0
+
+    def resolved(request: Request, elapsed: float) -> bool | None:
+        late = elapsed > request.arrival / time_scale + good_until(request, slos[request.slo_class])
+        return ended.get(request.id, False if late else None)
+
+    def stop(progress: Progress) -> str | None:
+        nonlocal judged
+        for record in progress.records[judged:]:
+            ended[record.request_id] = is_good(record, slos[record.slo_class])
+        judged = len(progress.records)
+        if progress.offered == progress.total:
+            return None
+        for name, waiting in order.items():
+            known = outcomes[name]
+            while len(known) < len(waiting):
+                outcome = resolved(waiting[len(known)], progress.elapsed)
+                if outcome is None:
+                    break
+                known.append(outcome)
+            floor = slos[name].attainment - MARGIN
+            evidence = evidence_below(known, floor)
+            if evidence >= len(order) / ERROR_RATE:
+                return (
+                    f"{SLO_IMPLAUSIBLE}: class {name}: {sum(known)} of the first {len(known)} requests were good; "
+                    f"e-value {evidence:.0f} against a share of {floor:g}, {len(order) / ERROR_RATE:.0f} needed"
+                )
+        return None
+
+    return stop
+
+
+def over_saturated(requests: Sequence[Request], slos: Mapping[str, SLO], time_scale: float) -> Stop:
+    """A predicate for replay(): OVER_SATURATED with its evidence when over the last WINDOW of the replay the requests
+    in flight and TTFT both grew (see saturation), by more than GROWTH_SHARE of the arrivals and to beyond every TTFT
+    bound, and what is to come will not be much less."""
+    arrivals = sorted(request.arrival / time_scale for request in requests)
+    window = WINDOW * arrivals[-1]
+    bound = max((slo.ttft or 0.0 for slo in slos.values()), default=0.0)
+    times: list[float] = []
+    in_flight: list[float] = []
+
+    def rate(start: float, end: float) -> float:
+        return sum(start <= arrival < end for arrival in arrivals) / max(end - start, 1e-9)
+
+    def stop(progress: Progress) -> str | None:
+        now = progress.elapsed
+        times.append(now)
+        in_flight.append(progress.offered - progress.finished)
+        if now < window or progress.offered == progress.total:
+            return None
+        queue = growth(times, in_flight, now - window, now)
+        begun = [record for record in progress.records if record.token_times]
+        wait = growth([r.token_times[-1] for r in begun], [_ttft(r) for r in begun], now - window, now)
+        offered, coming = rate(now - window, now), rate(now, arrivals[-1])
+        if queue is None or wait is None or queue.low <= GROWTH_SHARE * offered or wait.low <= 0:
+            return None
+        if wait.last <= bound or coming < COMING_SHARE * offered:
+            return None
+        in_words = f"in flight +{queue.slope:.2f}/s ({queue.low:.2f} to {queue.high:.2f}) to {queue.last:.0f}"
+        waited = f"TTFT +{wait.slope:.2f} s/s ({wait.low:.2f} to {wait.high:.2f}) to {wait.last:.2f} s"
+        return f"{OVER_SATURATED}: over {window:.1f} s at {offered:.1f} arrivals/s: {in_words}, {waited} (95 %)"
+
+    return stop
+
+
+def _ttft(record: RequestRecord) -> float:
+    return record.token_times[0] - record.scheduled
 
 
 def later_turns(requests: Sequence[Request]) -> set[str]:

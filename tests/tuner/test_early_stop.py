@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.fakes import cases, make_trace
-from tuner.early_stop import SLO_UNREACHABLE, good_until, slo_unreachable
+from tuner.early_stop import (
+    OVER_SATURATED,
+    SLO_IMPLAUSIBLE,
+    SLO_UNREACHABLE,
+    good_until,
+    hopeless,
+    over_saturated,
+    slo_implausible,
+    slo_unreachable,
+)
 from tuner.outcome import WORST, graded
 from tuner.scoring.metrics import ClassMetrics, Interval
 from tuner.scoring.slo import BADNESS_CAP, SLO
-from tuner.traffic.replay import Progress
-from tuner.traffic.trace import RequestRecord
+from tuner.traffic.replay import Progress, Stop
+from tuner.traffic.trace import Request, RequestRecord
 
 REQUESTS = make_trace().window(0, 1).requests
 SLOS = {"chat": SLO(ttft=0.4, tpot=0.05, attainment=0.8)}
@@ -96,3 +106,66 @@ GRADES: list[Any] = [
 def test_overloaded_configurations_are_told_apart(metrics: ClassMetrics, expected: float) -> None:
     assert graded(metrics) == pytest.approx(expected)
     assert graded(metrics) <= WORST
+
+
+def traffic(count: int = 200, rate: float = 10.0) -> tuple[Request, ...]:
+    return tuple(Request(f"r{i}", i / rate, "t", "chat", "p", 2, output_tokens=2) for i in range(count))
+
+
+def play(stop: Stop, requests: tuple[Request, ...], ttft: Callable[[int], float]) -> tuple[float, str] | None:
+    """When and why a replay was stopped whose i-th request gets its two tokens ttft(i) s after its arrival."""
+    records = []
+    for i, r in enumerate(requests):
+        first = r.arrival + ttft(i)
+        times = (first, first + 0.01)
+        records.append(RequestRecord(r.id, "t", "chat", r.arrival, r.arrival, times, 1, 2, 2, "length"))
+    ended = sorted(records, key=lambda record: record.token_times[-1])
+    for tick in range(1, round(requests[-1].arrival / 0.25)):
+        now = tick * 0.25
+        done = [record for record in ended if record.token_times[-1] <= now]
+        sent = sum(request.arrival <= now for request in requests)
+        if (reason := stop(Progress(now, sent, len(requests), done))) is not None:
+            return now, reason
+    return None
+
+
+PLAYS: list[Any] = [
+    # the case, seconds to the first token of request i, the reason to stop
+    ("well", lambda i: 0.1, None),
+    ("a tenth is late: near its target", lambda i: 1.0 if i % 10 == 0 else 0.1, None),
+    ("nearly all late: implausible", lambda i: 0.1 if i % 10 == 0 else 1.0, SLO_IMPLAUSIBLE),
+    ("a burst of thirty late ones", lambda i: 1.0 if 60 <= i < 90 else 0.1, None),
+    ("slower and slower", lambda i: 0.02 * i, OVER_SATURATED),
+]
+
+
+@pytest.mark.parametrize(("ttft", "expected"), cases(PLAYS))
+def test_a_hopeless_replay_ends_before_its_time(ttft: Callable[[int], float], expected: str | None) -> None:
+    requests = traffic()
+    # Too lenient a bound for the share of good ones to tell anything in time, where only growth is to be seen.
+    slos = {"chat": SLO(ttft=1.5 if expected == OVER_SATURATED else 0.4, attainment=0.9)}
+    stopped = play(hopeless(requests, slos, 1.0), requests, ttft)
+    assert (None if stopped is None else stopped[1].partition(":")[0]) == expected
+    if stopped is not None:
+        assert stopped[0] < 16.0
+
+
+def test_growth_is_no_reason_while_its_end_is_in_sight() -> None:
+    """The first half of the trace comes at once; what is left is little, and the server will catch up."""
+    early = traffic(200, rate=20.0)
+    rest = tuple(replace(r, id=f"late{i}", arrival=10.0 + 2 * i) for i, r in enumerate(early[:6]))
+    stop = over_saturated((*early, *rest), {"chat": SLO(ttft=1.5, attainment=0.9)}, 1.0)
+    assert play(stop, (*early, *rest), lambda i: 0.02 * i) is None
+
+
+def test_the_order_of_answers_does_not_bias_the_share() -> None:
+    """Late answers end first; those ahead of them are still open."""
+    requests = traffic()
+    stop = slo_implausible(requests, {"chat": SLO(e2e=60.0, attainment=0.9)}, 1.0)
+    bad = [ended_at(requests[i], requests[i].arrival + 0.1, "http_5xx") for i in range(1, 80)]
+    assert stop(Progress(9.0, 90, 200, bad)) is None
+    assert stop(Progress(9.0, 90, 200, [*bad, ended_at(requests[0], 8.9, None)])) is not None
+
+
+def ended_at(request: Request, end: float, error: str | None) -> RequestRecord:
+    return RequestRecord(request.id, "t", "chat", request.arrival, 0.0, (end,), 1, 1, 2, "length", error)

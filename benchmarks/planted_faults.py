@@ -2,7 +2,8 @@
 
 A pool of documents is scored once per configuration through the serving path; then probe sets as large as the demo's
 are drawn from it, and each is judged by the floors. rejected: share of draws in which some floor does not hold; for
-clean configurations, the same one again among them, that is the share of false alarms. seconds: of one probe set.
+clean configurations, the same one again among them, that is the share of false alarms. seconds: of one probe set,
+a share of the engine's start included.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def pool(times: int, seed: int) -> list[Probe]:
 
 
 def answers(knobs: dict[str, Any], probes: Sequence[Probe], fault: str | None = None) -> tuple[ProbeRecord, ...]:
-    """What an engine with these settings answers; its start is not timed."""
+    """What an engine with these settings, started for it, answers."""
     launcher = () if fault is None else (sys.executable, str(Path(__file__).with_name("faulty_engine.py")), fault)
     config = ServingConfig("bundled", {"model": str(MINI), "device": "cpu"}, knobs)
     with (

@@ -244,3 +244,9 @@ def test_empty_package_files() -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_files_stay_readable(name: str) -> None:
     assert len(MODULES[name].read_text().splitlines()) <= 310, f"{name}: split it"
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """pytest imports them by their base names: two of one name stop the collection of the whole suite."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

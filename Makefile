@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint bench gpu-check clean
+.PHONY: demo test lint bench gpu-check gpu-bench clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/tune run examples/demo/study.yaml --out runs --fresh
@@ -20,9 +20,12 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
 
-# Needs an NVIDIA GPU, and leaves results under benchmarks/results/.
+# Both need an NVIDIA GPU, and leave results under benchmarks/results/.
 gpu-check: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.gpu_check
+
+gpu-bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.gpu_bench
 
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -2,7 +2,7 @@
 
 Fresh random inputs each time (the seed is in the results), outputs poisoned with NaN before each launch, 32,768 pages.
 Then the engine: greedy tokens of the bundled model on the GPU against the CPU. Exit 0: all passed; 1: some did not; 2:
-no GPU. CUDA graphs and overlap are not built, so nothing is checked of them.
+no GPU. The engine's CUDA graphs and overlap are not built, so nothing is checked of them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -95,6 +96,26 @@ def check_attention(case: Attention, device: torch.device, seed: int) -> float:
         masses = [(torch.tensor(a), torch.tensor(b)) for a, b in pairs]
         error = max(error, *(relative(a[: len(b)], b[: len(a)]) for a, b in masses))
     return error
+
+
+def check_capture(case: Attention, device: torch.device, seed: int) -> float:
+    """Largest difference of attention as a CUDA graph, on queries written after its capture, to eager."""
+    spans = make_spans(case.lengths, case.block_size, case.pages, {})
+    size = (case.pages, case.block_size, case.heads[1], case.head_dim, device)
+    keys = fill(PagedTensor.empty(case.dtype, *size), spans, seed)
+    ragged = both_layouts(spans, case.block_size, case.window, case.sinks, device=device)[1].ragged
+    assert ragged is not None
+    rows = sum(rows for rows, _ in case.lengths)
+    query = torch.zeros(rows, case.heads[0], case.head_dim, dtype=case.compute, device=device)
+    run = partial(attention.paged_attention, query, keys, keys, ragged, 0.1, case.splits)
+    run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    query.copy_(gaussian(*query.shape, seed=seed))
+    graph.replay()
+    return relative(captured, run())
 
 
 def check_rotate_store(dtype: str, compute: torch.dtype, device: torch.device, seed: int, tokens: int) -> float:
@@ -208,6 +229,9 @@ def main() -> int:
         shape = f"{len(case.lengths)} sequences, heads {case.heads}, {case.head_dim}, pages of {case.block_size}"
         name = f"attention: {case.dtype} in {case.compute}, {shape}, window {case.window}, splits {case.splits}"
         note(name, check_attention(case, device, seed), TOLERANCE[case.compute])
+    for splits in (1, 16):
+        case = Attention("int8", lengths=DECODES, splits=splits)
+        note(f"attention as a CUDA graph: splits {splits}", check_capture(case, device, seed), 0.0)
     for compute in (torch.float32, torch.bfloat16, torch.float16):
         for dtype in STORAGE_DTYPES:
             error = check_rotate_store(dtype, compute, device, seed, tokens=1024)

@@ -37,7 +37,8 @@ def owner(first_rows, block, num_sequences, BLOCK_Q: tl.constexpr):
     return low - 1
 
 
-@triton.jit
+# What changes from step to step: a version compiled for each of its multiples of 16 would stall the first such step.
+@triton.jit(do_not_specialize=["num_sequences", "window", "sinks", "table_row"])
 def _attend(
     out, lse, partial_out, partial_max, partial_sum,
     query, key_data, value_data, key_scales, value_scales,
@@ -144,6 +145,7 @@ def _attend(
             acc = acc * shrink[:, None] + tl.dot(narrow, widen(stored, DTYPE, COMPUTE), input_precision="ieee")
 
     if SPLITS == 1:
+        total = tl.where(used, total, 1.0)  # rows beyond the sequence may have seen nothing
         found = out + at[:, None] * out_row + head[:, None] * out_head + d[None, :]
         tl.store(found, acc / total[:, None], mask=wanted)
         if DTYPE == "int4":
@@ -175,7 +177,7 @@ def paged_attention(
     group = heads // kv_heads
     blocks = attention_blocks(head_dim, group, keys.dtype, batch, keys.data.shape[1])
     parts = blocks.splits if splits is None else splits
-    block_m = max(16, triton.next_power_of_2(group))
+    block_m = max(blocks.rows, triton.next_power_of_2(group))
     block_q = block_m // group
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty(rows, heads, dtype=torch.float32, device=query.device)

@@ -21,12 +21,14 @@ TABLE = Path(__file__).with_name("block_sizes.json")
 
 
 class AttentionBlocks(msgspec.Struct, frozen=True):
-    """tile: keys in one step of the loop. splits: programs that share the keys of a query block."""
+    """tile: keys in one step of the loop. splits: programs that share the keys of a query block. rows: of queries times
+    group in a program, at least 16."""
 
     tile: int
     splits: int
     warps: int
     stages: int
+    rows: int
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -43,7 +45,7 @@ class Case(msgspec.Struct, frozen=True):
     tokens: int
 
 
-class _Row(msgspec.Struct, frozen=True):
+class Row(msgspec.Struct, frozen=True):
     case: Case
     blocks: AttentionBlocks
 
@@ -74,5 +76,5 @@ def _distance(a: Case, b: Case) -> float:
 
 
 @functools.cache
-def _rows() -> list[_Row]:
-    return msgspec.json.decode(TABLE.read_bytes(), type=list[_Row])
+def _rows() -> list[Row]:
+    return msgspec.json.decode(TABLE.read_bytes(), type=list[Row])

@@ -16,7 +16,7 @@ from engine.layers.attention import RaggedBatch
 BLOCK_M = 16
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_row"])
 def _weigh(
     masses, query, lse, key_data, key_scales, first_rows, starts, tables, page_starts, num_pages, scale,
     query_row, query_head, key_page, key_slot, key_head, scale_page, scale_slot, scale_head, table_row,

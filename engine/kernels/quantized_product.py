@@ -19,7 +19,7 @@ BLOCK_N = 32
 BLOCK_K = 64
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _product(
     out, x, codes, scales, zeros, rows, outputs, x_row,
     INPUTS: tl.constexpr, GROUPS: tl.constexpr, PACKED: tl.constexpr, ZEROS: tl.constexpr,

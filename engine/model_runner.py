@@ -28,6 +28,8 @@ from engine.speculative.verification import verify
 from engine.weights import load_model
 
 Cache = list[tuple[PagedTensor, PagedTensor]]
+FP8_CAPABILITY = (8, 9)
+"""The first NVIDIA GPUs that convert float8 themselves (Ada), as the attention kernel has it."""
 
 
 def load_engine(config: EngineConfig) -> LLMEngine:
@@ -95,6 +97,7 @@ class ModelRunner:
             shapes.append(self._draft_model.config)
         pool = plan_pool(config, shapes, str(self._dtype).removeprefix("torch."))
         pool.check(self._available_bytes() + self._pool_bytes)
+        self._check_pages(pool.kv_dtype)
         self.num_blocks, self._pool_bytes = pool.pages, pool.pool_bytes
         # The old pool goes first: two at once might not fit.
         self._cache, self._drafter = [], None
@@ -106,6 +109,11 @@ class ModelRunner:
             self._drafter = Drafter(self._draft_model, caches[1], config.block_size, *visible)
         elif config.num_speculative_tokens:
             self._drafter = PromptLookup()
+
+    def _check_pages(self, kv_dtype: str) -> None:
+        kernels = self._device.type == "cuda" and _backend(self._config, self._device) == "triton"
+        if kv_dtype == "fp8_e4m3" and kernels and torch.cuda.get_device_capability(self._device) < FP8_CAPABILITY:
+            raise ValueError("kv_cache_dtype: fp8_e4m3 in kernels needs a GPU of capability 8.9 or more; use int8")
 
     def _visible(self, config: EngineConfig) -> tuple[int | None, int]:
         return narrower(config.kv_window, config.kv_sink_tokens, self.model_window)

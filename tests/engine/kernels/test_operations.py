@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_models import random_ids, write_model
 
 from engine.config import EngineConfig
-from engine.model_runner import load_engine
+from engine.model_runner import ModelRunner, load_engine
 from engine.sequence import SamplingParams
 
 
@@ -72,3 +73,13 @@ def test_kernels_without_triton_are_refused_in_one_line(tiny_draft: Path, monkey
     config = EngineConfig(model=str(tiny_draft), device="cpu", attention_backend="triton")
     with pytest.raises(ValueError, match="^attention_backend: triton was asked for, .* is not installed; use torch$"):
         load_engine(config)
+
+
+def test_float8_pages_on_an_older_gpu_are_refused(tiny_draft: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EngineConfig(model=str(tiny_draft), device="cpu")
+    runner = ModelRunner(config)
+    monkeypatch.setattr(runner, "_device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**40, 2**40))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    with pytest.raises(ValueError, match="^kv_cache_dtype: fp8_e4m3 in kernels needs .*; use int8$"):
+        runner.reconfigure(config.updated({"kv_cache_dtype": "fp8_e4m3"}))

@@ -2,12 +2,15 @@
 
 Each cell is a slice of traffic at a concurrency: `known` text, which the draft was trained on, and the `shifted` slice,
 which it was not. All settings run over the same requests in turns; output tokens a second, best of ROUNDS.
+Settings to run may be named as arguments, `none` among them.
 """
 
 from __future__ import annotations
 
 import random
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ MINI = Path(__file__).parent.parent / "engine" / "mini"
 ROUNDS = 2
 DEPTH = 4
 OUTPUT_TOKENS = 96
-REQUESTS = {1: 8, 16: 48}
+REQUESTS = {1: 4, 16: 32}
 SETTINGS: dict[str, dict[str, Any]] = {
     "none": {},
     "fixed": {"num_speculative_tokens": DEPTH},
@@ -70,11 +73,12 @@ def run(engine: LLMEngine, texts: list[list[int]], concurrency: int) -> dict[str
     }
 
 
-def measure() -> dict[str, Any]:
-    """By slice and concurrency: each setting's figures and its speed as a ratio to no speculation."""
+def measure(names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each slice and concurrency: the settings' figures and their speed as a ratio to no speculation."""
     pair = {"model": str(MINI / "mini"), "draft_model": str(MINI / "mini-draft")}
-    engines = {name: load_engine(EngineConfig(**pair, **settings)) for name, settings in SETTINGS.items()}
-    found: dict[str, Any] = {}
+    engines = {
+        name: load_engine(EngineConfig(**pair, **settings)) for name, settings in SETTINGS.items() if name in names
+    }
     for concurrency, count in REQUESTS.items():
         for kind in ("known", "shifted"):
             cell: dict[str, Any] = {}
@@ -85,12 +89,11 @@ def measure() -> dict[str, Any]:
                         cell[name] = result
             for result in cell.values():
                 result["ratio"] = round(result["tokens_per_second"] / cell["none"]["tokens_per_second"], 2)
-            found[f"{kind}, concurrency {concurrency}"] = cell
-    return found
+            yield f"{kind}, concurrency {concurrency}", cell
 
 
 if __name__ == "__main__":
-    for cell, settings in measure().items():
-        print(cell)
+    for title, settings in measure(sys.argv[1:] or list(SETTINGS)):
+        print(title)
         for name, result in settings.items():
-            print(f"  {name:15} {result}")
+            print(f"  {name:15} {result}", flush=True)

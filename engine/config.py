@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -258,6 +259,7 @@ class Knob(NamedTuple):
     json_schema: dict[str, Any]
 
 
+@cache
 def knobs() -> tuple[Knob, ...]:
     """All fields in declaration order, with their JSON Schema (type, range, choices)."""
     properties = EngineConfig.model_json_schema()["properties"]

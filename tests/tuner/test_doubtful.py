@@ -35,7 +35,7 @@ class LaggingTestbed(FakeTestbed):
         if not self._lagging(options["purpose"], config):
             return measured
         late = (
-            replace(r, sent=r.scheduled + 0.05, token_times=tuple(r.scheduled + 0.001 * i for i in range(1, 5)))
+            replace(r, sent=r.scheduled + 0.1, token_times=tuple(r.scheduled + 0.001 * i for i in range(1, 5)))
             for r in measured.records
         )
         finished = (replace(r, output_tokens=4, error=None, finish_reason="length") for r in late)

@@ -49,11 +49,13 @@ def test_an_early_stop_is_doubted_in_the_words_of_who_stopped_it() -> None:
 
 
 def test_only_a_lag_of_the_client_disqualifies() -> None:
-    lagged, poor = [answered(sent=0.02)] * 40, [*ENOUGH[:20], failed("http_5xx")]
+    lagged, poor = [answered(sent=0.21)] * 40, [*ENOUGH[:20], failed("http_5xx")]
     assert [doubt.severity for doubt in _doubts(poor, stopped="hopeless")] == ["note"] * 3
     assert disqualifying(_doubts(poor)) is None
     doubt = disqualifying(_doubts(lagged))
     assert doubt is not None and doubt.name == "client_lagged"
+    (noted,) = _doubts([answered(sent=0.19)] * 40)
+    assert (noted.name, noted.severity) == ("client_lagged", "note"), "a fifth of the bound of 1 s is not reached"
 
 
 def test_the_same_doubt_reads_the_same_for_different_figures() -> None:

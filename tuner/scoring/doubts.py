@@ -14,10 +14,11 @@ from tuner.scoring.slo import SLO, finished
 from tuner.scoring.steady import SteadyState
 from tuner.traffic.trace import RequestRecord
 
-LAG_FLOOR = 0.005
-"""Seconds of p99 send lag that are never doubted."""
-LAG_SHARE = 0.01
-"""Share of the tightest TTFT bound that the p99 send lag may reach."""
+LAG_FLOOR, LAG_SHARE = 0.005, 0.01
+"""A p99 send lag up to these seconds, or this share of the tightest TTFT bound, is never doubted."""
+LAG_LIMIT_FLOOR, LAG_LIMIT_SHARE = 0.02, 0.2
+"""Beyond these nothing is compared. Between the two the lag is noted: it is part of every latency, for these count
+from the scheduled arrival, so it never flatters a configuration; a fifth of the bound may decide who meets it."""
 LITTLE_TOLERANCE = 0.05
 """By how much L and lambda W may differ, as a share of L, besides what is carried over the ends of the replay."""
 FEWEST_IN_FLIGHT = 1.0
@@ -73,12 +74,13 @@ def requests_needed(attainment: float) -> int:
 
 def _client_lag(metrics: TrafficMetrics, slos: Mapping[str, SLO]) -> Iterator[Doubt]:
     bounds = [slo.ttft for slo in slos.values() if slo.ttft is not None]
-    allowed = max(LAG_FLOOR, LAG_SHARE * min(bounds, default=0.0))
-    lag = metrics.send_lag.get(99, 0.0)
+    tightest, lag = min(bounds, default=0.0), metrics.send_lag.get(99, 0.0)
+    allowed, limit = max(LAG_FLOOR, LAG_SHARE * tightest), max(LAG_LIMIT_FLOOR, LAG_LIMIT_SHARE * tightest)
     if lag > allowed:
-        detail = f"requests left {lag * 1e3:.1f} ms late at p99, {allowed * 1e3:.1f} ms are allowed"
+        detail = f"requests left {lag * 1e3:.1f} ms late at p99, {allowed * 1e3:.1f} ms go unnoticed"
         advice = "the load generator sent requests late: free a core for it"
-        yield Doubt("client_lagged", detail, advice, "disqualifying")
+        severity: Severity = "disqualifying" if lag > limit else "note"
+        yield Doubt("client_lagged", detail, advice, severity)
 
 
 def _collapsed_chunks(records: Sequence[RequestRecord]) -> Iterator[Doubt]:

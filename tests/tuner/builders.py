@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
@@ -77,3 +79,16 @@ def measurement(
         "seconds": {"replay": 10.0},
     }
     return Measurement(**{**values, **changes})
+
+
+def checkpoint(directory: Path) -> Path:
+    """A model directory with a config.json alone. One token takes 2 layers x 2 (keys, values) x 1 head x 8 values x
+    4 bytes = 128 bytes of KV in float32."""
+    shape = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 64, "hidden_size": 16,
+        "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "rms_norm_eps": 1e-5, "max_position_embeddings": 4096,
+    }  # fmt: skip
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(shape), encoding="utf-8")
+    return directory

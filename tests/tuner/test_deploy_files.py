@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from pathlib import Path
@@ -12,6 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from tests.tuner.builders import checkpoint
 from tuner.serving.config import ServingConfig
 from tuner.serving.export.files import ENGINES, Provenance, export
 
@@ -46,19 +46,8 @@ SPECULATIVE = {"num_speculative_tokens": 3}
 NGRAM = {"num_speculative_tokens": 3, "speculative_method": "ngram"}
 
 
-def _checkpoint(directory: Path) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    shape = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 64, "hidden_size": 16,
-        "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-        "rms_norm_eps": 1e-5, "max_position_embeddings": 4096,
-    }  # fmt: skip
-    (directory / "config.json").write_text(json.dumps(shape), encoding="utf-8")
-    return directory
-
-
 def _config(model: Path, **changes: Any) -> ServingConfig:
-    settings = {"model": str(_checkpoint(model)), "draft_model": str(model.parent / "draft"), "max_model_len": 2048}
+    settings = {"model": str(checkpoint(model)), "draft_model": str(model.parent / "draft"), "max_model_len": 2048}
     return ServingConfig("bundled", settings, {"max_num_seqs": 8, "max_num_batched_tokens": 256, **changes})
 
 
@@ -120,6 +109,8 @@ CASES: list[tuple[str, str, dict[str, Any], str, Any, str]] = [
      "max_num_seqs: exact"),
     ("a draft model has TensorRT-LLM's word", "tensorrt-llm", SPECULATIVE, "speculative_config.decoding_type",
      "Draft_Target", "speculative_method: exact"),
+    ("pages are powers of two", "tensorrt-llm", {"block_size": 20}, "kv_cache_config.tokens_per_block", 16,
+     "block_size: approximate"),
     ("preemption as measured", "tensorrt-llm", {}, "scheduler_config.capacity_scheduler_policy", "MAX_UTILIZATION",
      "scheduling_policy: exact"),
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.config import EngineConfig, knobs, load_config, parse_config
+from tests.tuner.builders import checkpoint
 from tuner.serving.config import ServingConfig
 from tuner.serving.export.files import TARGETS, Provenance, export
 from tuner.serving.export.llamacpp import LLAMACPP
@@ -26,20 +27,6 @@ PROVENANCE = Provenance(study="demo", trial=17, date="2026-11-21")
 def _config(model: Path, **changes: Any) -> ServingConfig:
     settings_ = {"model": str(model), "draft_model": str(model.parent / "draft"), "max_model_len": 2048}
     return ServingConfig("bundled", settings_, {"max_num_seqs": 8, "max_num_batched_tokens": 256, **changes})
-
-
-CHECKPOINT = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 64, "hidden_size": 16,
-    "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-    "rms_norm_eps": 1e-5, "max_position_embeddings": 4096,
-}  # fmt: skip
-"""One token takes 2 layers x 2 (keys, values) x 1 head x 8 values x 4 bytes = 128 bytes of KV in float32."""
-
-
-def _checkpoint(directory: Path) -> Path:
-    directory.mkdir(exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(CHECKPOINT), encoding="utf-8")
-    return directory
 
 
 def _vllm(tmp_path: Path, config: ServingConfig) -> tuple[dict[str, Any], str]:
@@ -140,21 +127,21 @@ CASES: list[tuple[str, dict[str, Any], str, str | None, Any, str]] = [
 def test_rules_of_the_vllm_file(
     tmp_path: Path, about: str, changes: dict[str, Any], knob: str, flag: str | None, expected: Any, fit: str
 ) -> None:
-    flags, text = _vllm(tmp_path, _config(_checkpoint(tmp_path / "m"), **changes))
+    flags, text = _vllm(tmp_path, _config(checkpoint(tmp_path / "m"), **changes))
     assert flags.get(flag) == expected
     assert f": {fit}. " in _comment_of(text, knob)
 
 
 def test_a_dropped_window_names_its_consequence(tmp_path: Path) -> None:
     changes = {"kv_window": 252, "kv_sink_tokens": 4, "kv_cache_memory_bytes": 2**20}
-    _, text = _vllm(tmp_path, _config(_checkpoint(tmp_path / "m"), **changes))
+    _, text = _vllm(tmp_path, _config(checkpoint(tmp_path / "m"), **changes))
     line = _comment_of(text, "kv_window")
     assert "2048 tokens of KV instead of 256 (8x)" in line
     assert "4 of 8 sequences" in line
     assert "quality is expected no lower" in line
 
 
-def test_max_model_len_comes_from_the_checkpoint(tmp_path: Path) -> None:
+def test_max_model_len_comes_from_thecheckpoint(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "m/config.json").write_text('{"max_position_embeddings": 1024}', encoding="utf-8")
     flags, _ = _vllm(tmp_path, ServingConfig("bundled", {"model": str(tmp_path / "m")}))

@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tuner.cli.study import DATABASE, RunArgument
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from tuner.results import StudyResults
     from tuner.standing import Standing
 
-DATABASE = "study.db"
 REFRESH_SECONDS = 2.0
 
 app = typer.Typer(help="Studies that were run: list, show, delete.", no_args_is_help=True)
 
 RunsOption = Annotated[Path, typer.Option(help="Directory of runs.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-RunArgument = Annotated[Path, typer.Argument(help="Directory of a run, such as runs/demo.")]
 
 
 def status(
@@ -153,13 +154,10 @@ def _cells(one: Standing) -> Iterator[str]:
     yield "-" if one.eta_seconds is None else f"{one.eta_seconds / 60:.0f} min"
 
 
-def _trials(name: str, results: object) -> RenderableType:
+def _trials(name: str, results: StudyResults) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    from tuner.results import StudyResults
-
-    assert isinstance(results, StudyResults)
     table = Table(title=Text(name), box=None, pad_edge=False)
     for heading in ("trial", "state", "goodput", "quality", "tail", "configuration", "reason"):
         table.add_column(heading)

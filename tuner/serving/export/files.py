@@ -20,7 +20,7 @@ from engine.config import EngineConfig, knobs, parse_config
 from tuner.serving.config import ServingConfig
 from tuner.serving.export.llamacpp import LLAMACPP, llamacpp_fixed
 from tuner.serving.export.manifests import MANIFESTS, Deployment, manifest
-from tuner.serving.export.mapping import Row
+from tuner.serving.export.mapping import Fixed, Row
 from tuner.serving.export.sglang import SGLANG, sglang_fixed
 from tuner.serving.export.tensorrt_llm import TENSORRT_LLM
 from tuner.serving.export.vllm import VLLM, vllm_fixed
@@ -86,9 +86,8 @@ def _engine_text(target: str, config: EngineConfig, header: str, tuned: frozense
     if target == "engine":
         return "".join(_engine_lines(config, header, tuned))
     if target == "vllm":
-        fixed: dict[str, tuple[Any, str]] = {flag: (True, note) for flag, note in vllm_fixed(config).items()}
         lines = [_comment("Run: vllm serve --config vllm.yaml --host 127.0.0.1 --port 8000"), _caution("vLLM")]
-        lines += [*_named("served-model-name", model_name), *_rows(VLLM, config), *_fixed(fixed)]
+        lines += [*_named("served-model-name", model_name), *_rows(VLLM, config), *_fixed(vllm_fixed(config))]
     elif target == "sglang":
         lines = [_comment("Run: python -m sglang.launch_server --config sglang.yaml --port 8000"), _caution("SGLang")]
         lines += [*_named("served-model-name", model_name), *_rows(SGLANG, config), *_fixed(sglang_fixed(config))]
@@ -156,7 +155,7 @@ def _about(row: Row, fit: str, note: str) -> str:
     return _comment(f"{row.knob} -> {f'--{row.flag}' if row.flag else 'no flag'}: {fit}. {note}")
 
 
-def _fixed(fixed: dict[str, tuple[Any, str]]) -> Iterator[str]:
+def _fixed(fixed: Fixed) -> Iterator[str]:
     for flag, (value, note) in fixed.items():
         yield "\n" + _comment(f"{flag}: {note}")
         yield _entry(flag, value)

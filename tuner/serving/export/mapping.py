@@ -23,20 +23,25 @@ class Mapped:
     value: Any = None
 
 
+Rule = Callable[[EngineConfig], Mapped]
+Fixed = dict[str, tuple[Any, str]]
+"""Flags that no single field gives: name -> (value, why)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One row of a mapping table: our field, the foreign flag (None: there is none), and the rule between them."""
 
     knob: str
     flag: str | None
-    rule: Callable[[EngineConfig], Mapped]
+    rule: Rule
 
 
-def same(knob: str, note: str) -> Callable[[EngineConfig], Mapped]:
+def same(knob: str, note: str) -> Rule:
     return lambda config: Mapped("exact", note, getattr(config, knob))
 
 
-def none(note: str) -> Callable[[EngineConfig], Mapped]:
+def none(note: str) -> Rule:
     return lambda config: Mapped("none", note)
 
 
@@ -78,7 +83,7 @@ def window_consequence(config: EngineConfig) -> str:
     )
 
 
-def unless_set(knob: str, consequence: str) -> Callable[[EngineConfig], Mapped]:
+def unless_set(knob: str, consequence: str) -> Rule:
     """For a field that the other engine lacks: nothing is lost while it has our default, else `consequence`."""
     default = EngineConfig.model_fields[knob].default
 
@@ -88,3 +93,113 @@ def unless_set(knob: str, consequence: str) -> Callable[[EngineConfig], Mapped]:
         return Mapped("none", consequence)
 
     return rule
+
+
+def batch_without_window(engine: str) -> Rule:
+    """max_num_seqs for an engine that has no kv_window."""
+
+    def rule(config: EngineConfig) -> Mapped:
+        if config.kv_window is None:
+            return Mapped("exact", "Sequences that run at once.", config.max_num_seqs)
+        note = f"Measured with {config.max_num_seqs} and kv_window, which {engine} lacks; as many as fit without it."
+        return Mapped("approximate", note, sequences_without_window(config))
+
+    return rule
+
+
+def dropped_window(config: EngineConfig) -> Mapped:
+    """kv_window for an engine that has none."""
+    if config.kv_window is None:
+        return Mapped("exact", "Not set: nothing is lost.")
+    return Mapped("none", f"Dropped (measured with {config.kv_window} tokens). {window_consequence(config)}")
+
+
+def stored_kv(engine: str, known: dict[str, Mapped]) -> Rule:
+    """kv_cache_dtype by the engine's own words; auto where the compute dtype is the one that was measured."""
+
+    def rule(config: EngineConfig) -> Mapped:
+        stored = config.kv_cache_dtype
+        if stored in known:
+            return known[stored]
+        if stored == config.dtype:
+            return Mapped("exact", f"auto stores {stored}, because the model runs in {stored}.", "auto")
+        note = f"{engine} stores no {stored}; auto takes the compute dtype ({config.dtype}), quality no lower."
+        return Mapped("none", note, "auto")
+
+    return rule
+
+
+def page_size(engine: str, sizes: tuple[int, ...]) -> Rule:
+    """block_size, or the nearest of the sizes that the engine has."""
+
+    def rule(config: EngineConfig) -> Mapped:
+        size = config.block_size
+        if size in sizes:
+            return Mapped("exact", "Tokens in a page; an attention backend may accept fewer sizes.", size)
+        nearest = min(sizes, key=lambda candidate: (abs(candidate - size), candidate))
+        return Mapped("approximate", f"{engine} has no pages of {size} tokens; the nearest size.", nearest)
+
+    return rule
+
+
+def speculation(draft: Mapped, ngram: Mapped) -> Rule:
+    """speculative_method: what it becomes with a draft model, and with n-grams."""
+
+    def rule(config: EngineConfig) -> Mapped:
+        if not config.num_speculative_tokens:
+            return Mapped("exact", "Not used: no speculation.")
+        return draft if config.uses_draft_model else ngram
+
+    return rule
+
+
+def draft_path(fit: Fit, note: str, suffix: str = "") -> Rule:
+    """draft_model: its directory with `suffix`, where it is used."""
+
+    def rule(config: EngineConfig) -> Mapped:
+        if not config.uses_draft_model:
+            return Mapped("exact", "Not used: no draft model is loaded.")
+        return Mapped(fit, note, f"{config.draft_model}{suffix}")
+
+    return rule
+
+
+def depth(note: str) -> Rule:
+    """num_speculative_tokens, where there is speculation."""
+
+    def rule(config: EngineConfig) -> Mapped:
+        if not config.num_speculative_tokens:
+            return Mapped("exact", "0: no speculation.")
+        return Mapped("exact", note, config.num_speculative_tokens)
+
+    return rule
+
+
+def lookup_length(note: str) -> Rule:
+    """prompt_lookup_max, where n-grams are looked up."""
+
+    def rule(config: EngineConfig) -> Mapped:
+        if not config.num_speculative_tokens or config.uses_draft_model:
+            return Mapped("exact", "Not used: no n-grams are looked up.")
+        return Mapped("approximate", note, config.prompt_lookup_max)
+
+    return rule
+
+
+OURS_ALONE: tuple[Row, ...] = (
+    Row("attention_backend", None, none("Each engine chooses among its own kernels, which compute the same.")),
+    Row("weight_group_size", None, unless_set("weight_group_size", "Belongs to weight_dtype int4.")),
+    Row("max_skip_ahead", None, unless_set("max_skip_ahead", "The order of the queue is kept.")),
+    Row("synthetic_acceptance", None, unless_set("synthetic_acceptance", "Dropped: a measurement of speed only.")),
+)
+"""Fields that no other engine has."""
+NO_WINDOW: tuple[Row, ...] = (
+    Row("kv_window", None, dropped_window),
+    Row("kv_sink_tokens", None, none("Belongs to kv_window.")),
+    Row("kv_heavy_tokens", None, none("Belongs to kv_window.")),
+)
+"""The window and what belongs to it, for an engine that has none."""
+NO_QUEUE_CAP: tuple[Row, ...] = tuple(
+    Row(knob, None, unless_set(knob, "No queue cap: limit requests in a gateway."))
+    for knob in ("max_queued_requests", "max_queued_tokens")
+)

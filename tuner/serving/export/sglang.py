@@ -7,14 +7,20 @@ from __future__ import annotations
 
 from engine.config import EngineConfig
 from tuner.serving.export.mapping import (
+    NO_WINDOW,
+    OURS_ALONE,
+    Fixed,
     Mapped,
     Row,
+    batch_without_window,
+    depth,
+    draft_path,
     model_limit,
     none,
     same,
-    sequences_without_window,
+    speculation,
+    stored_kv,
     unless_set,
-    window_consequence,
 )
 
 _KV_DTYPES = {
@@ -32,25 +38,9 @@ def _dtype(config: EngineConfig) -> Mapped:
     return Mapped("approximate", "Our auto follows the device; SGLang's auto follows the checkpoint.", "auto")
 
 
-def _max_num_seqs(config: EngineConfig) -> Mapped:
-    if config.kv_window is None:
-        return Mapped("exact", "Sequences that run at once.", config.max_num_seqs)
-    note = f"Measured with {config.max_num_seqs} and kv_window, which SGLang lacks; as many as fit without it."
-    return Mapped("approximate", note, sequences_without_window(config))
-
-
 def _token_budget(config: EngineConfig) -> Mapped:
     note = "SGLang's budget of one step for prompts; decodes come on top, with enable-mixed-chunk in the same step."
     return Mapped("approximate", note, config.max_num_batched_tokens)
-
-
-def _kv_cache_dtype(config: EngineConfig) -> Mapped:
-    stored = config.kv_cache_dtype
-    if stored in _KV_DTYPES:
-        return _KV_DTYPES[stored]
-    if stored == config.dtype:
-        return Mapped("exact", f"auto stores {stored}, because --dtype is {stored}.", "auto")
-    return Mapped("none", f"SGLang stores no {stored}; auto takes more memory, quality is expected no lower.", "auto")
 
 
 def _pool(config: EngineConfig) -> Mapped:
@@ -58,12 +48,6 @@ def _pool(config: EngineConfig) -> Mapped:
         "SGLang takes a share of the GPU for weights and pages together: set mem-fraction-static to what leaves this."
     )
     return Mapped("none", f"{config.kv_cache_memory_bytes} bytes of pages were measured. {note}")
-
-
-def _kv_window(config: EngineConfig) -> Mapped:
-    if config.kv_window is None:
-        return Mapped("exact", "Not set: nothing is lost.")
-    return Mapped("none", f"Dropped (measured with {config.kv_window} tokens). {window_consequence(config)}")
 
 
 def _scheduling_policy(config: EngineConfig) -> Mapped:
@@ -86,39 +70,14 @@ def _truncation(config: EngineConfig) -> Mapped:
     return Mapped("none", "allow-auto-truncate cuts the prompt otherwise; it is left off.")
 
 
-def _algorithm(config: EngineConfig) -> Mapped:
-    if not config.num_speculative_tokens:
-        return Mapped("exact", "Not used: no speculation.")
-    if config.uses_draft_model:
-        return Mapped("exact", "A draft model of its own.", "STANDALONE")
-    return Mapped(
-        "approximate", "SGLang looks n-grams up in a table of past outputs, not in the request alone.", "NGRAM"
-    )
-
-
-def _draft(config: EngineConfig) -> Mapped:
-    if not config.uses_draft_model:
-        return Mapped("exact", "Not used: no draft model is loaded.")
-    return Mapped("exact", "A local checkpoint directory.", config.draft_model)
-
-
-def _depth(config: EngineConfig) -> Mapped:
-    if not config.num_speculative_tokens:
-        return Mapped("exact", "0: no speculation.")
-    return Mapped("exact", "Steps of the draft; one branch each, below.", config.num_speculative_tokens)
-
-
 def _adaptive(config: EngineConfig) -> Mapped:
     if not (config.speculation_adaptive and config.num_speculative_tokens):
         return Mapped("exact", "Off.")
     return Mapped("approximate", "SGLang adapts the depth by a rule of its own.", True)
 
 
-def sglang_fixed(config: EngineConfig) -> dict[str, tuple[object, str]]:
-    """Flags that no single field gives: name -> (value, why)."""
-    fixed: dict[str, tuple[object, str]] = {
-        "enable-mixed-chunk": (True, "prompt chunks and decodes share steps, as measured.")
-    }
+def sglang_fixed(config: EngineConfig) -> Fixed:
+    fixed: Fixed = {"enable-mixed-chunk": (True, "prompt chunks and decodes share steps, as measured.")}
     if config.scheduling_policy == "priority":
         fixed["enable-priority-scheduling"] = (True, "priority of a request, lower values first.")
         fixed["schedule-low-priority-values-first"] = (True, "as vLLM and the measured engine read them.")
@@ -128,39 +87,37 @@ def sglang_fixed(config: EngineConfig) -> dict[str, tuple[object, str]]:
     return fixed
 
 
+_STANDALONE = Mapped("exact", "A draft model of its own.", "STANDALONE")
+_NGRAM = Mapped("approximate", "Looks n-grams up in a table of past outputs, not in the request alone.", "NGRAM")
 SGLANG: tuple[Row, ...] = (
+    *OURS_ALONE,
+    *NO_WINDOW,
     Row("model", "model-path", same("model", "A local checkpoint directory.")),
-    Row("draft_model", "speculative-draft-model-path", _draft),
+    Row("draft_model", "speculative-draft-model-path", draft_path("exact", "A local checkpoint directory.")),
     Row("device", None, none("SGLang takes the GPU that is there.")),
     Row("dtype", "dtype", _dtype),
-    Row("attention_backend", None, none("SGLang chooses among its own kernels, which compute the same.")),
     Row("weight_dtype", None, unless_set("weight_dtype", "Quantise the checkpoint (W8A16, W4A16) and serve that.")),
-    Row("weight_group_size", None, unless_set("weight_group_size", "Belongs to weight_dtype int4.")),
     Row("load_format", "load-format", same("load_format", "The same words on both sides.")),
     Row("num_threads", None, unless_set("num_threads", "Set OMP_NUM_THREADS on a CPU.")),
     Row("seed", "random-seed", lambda c: Mapped("approximate", "Another random stream.", c.seed)),
     Row("max_model_len", "context-length", lambda c: Mapped("exact", "Prompt plus output.", model_limit(c))),
     Row("prompt_truncation", None, _truncation),
-    Row("max_num_seqs", "max-running-requests", _max_num_seqs),
+    Row("max_num_seqs", "max-running-requests", batch_without_window("SGLang")),
     Row("max_num_batched_tokens", "chunked-prefill-size", _token_budget),
     Row("prefill_chunk_size", None, unless_set("prefill_chunk_size", "One prompt may take the whole step in SGLang.")),
     Row("itl_target", None, unless_set("itl_target", "Lower chunked-prefill-size until ITL holds.")),
     Row("scheduling_policy", "schedule-policy", _scheduling_policy),
     Row("watermark", None, unless_set("watermark", "schedule-conservativeness is SGLang's rule; raise it instead.")),
-    Row("max_skip_ahead", None, unless_set("max_skip_ahead", "SGLang keeps the order of its queue under fcfs.")),
     Row(
         "max_queued_requests", "max-queued-requests", same("max_queued_requests", "It answers 503 where we answer 429.")
     ),
     Row("max_queued_tokens", None, unless_set("max_queued_tokens", "SGLang caps the queue by requests only.")),
     Row("block_size", "page-size", same("block_size", "Tokens in a page.")),
-    Row("kv_cache_dtype", "kv-cache-dtype", _kv_cache_dtype),
+    Row("kv_cache_dtype", "kv-cache-dtype", stored_kv("SGLang", _KV_DTYPES)),
     Row("kv_cache_memory_bytes", None, _pool),
-    Row("kv_window", None, _kv_window),
-    Row("kv_sink_tokens", None, none("Belongs to kv_window, which SGLang lacks.")),
-    Row("kv_heavy_tokens", None, none("Belongs to kv_window, which SGLang lacks.")),
     Row("enable_prefix_caching", "disable-radix-cache", _prefix_caching),
-    Row("num_speculative_tokens", "speculative-num-steps", _depth),
-    Row("speculative_method", "speculative-algorithm", _algorithm),
+    Row("num_speculative_tokens", "speculative-num-steps", depth("Steps of the draft; one branch each, below.")),
+    Row("speculative_method", "speculative-algorithm", speculation(_STANDALONE, _NGRAM)),
     Row("prompt_lookup_min", None, unless_set("prompt_lookup_min", "SGLang bounds no n-grams from below.")),
     Row(
         "prompt_lookup_max",
@@ -169,5 +126,4 @@ SGLANG: tuple[Row, ...] = (
     ),
     Row("speculation_adaptive", "speculative-adaptive", _adaptive),
     Row("speculation_min_acceptance", None, unless_set("speculation_min_acceptance", "SGLang has no such floor.")),
-    Row("synthetic_acceptance", None, unless_set("synthetic_acceptance", "Dropped: a measurement of speed only.")),
 )

@@ -6,24 +6,28 @@ mapping.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from engine.config import EngineConfig
-from tuner.serving.export.mapping import Mapped, Row, model_limit, none, same, unless_set
+from tuner.serving.export.mapping import (
+    NO_QUEUE_CAP,
+    OURS_ALONE,
+    Mapped,
+    Row,
+    depth,
+    draft_path,
+    lookup_length,
+    model_limit,
+    none,
+    page_size,
+    same,
+    speculation,
+    stored_kv,
+    unless_set,
+)
 
 _KV_DTYPES = {
     "auto": Mapped("exact", "Keys and values in the compute dtype.", "auto"),
     "fp8_e4m3": Mapped("approximate", "fp8 scales by layer, not by token and head. Check quality again.", "fp8"),
 }
-
-
-def _kv_cache_dtype(config: EngineConfig) -> Mapped:
-    stored = config.kv_cache_dtype
-    if stored in _KV_DTYPES:
-        return _KV_DTYPES[stored]
-    if stored == config.dtype:
-        return Mapped("exact", f"auto stores {stored}, because the model runs in {stored}.", "auto")
-    return Mapped("none", f"TensorRT-LLM stores no {stored}; auto takes more memory, quality no lower.", "auto")
 
 
 def _chunk(config: EngineConfig) -> Mapped:
@@ -51,51 +55,31 @@ def _window(config: EngineConfig) -> Mapped:
 def _sinks(config: EngineConfig) -> Mapped:
     if config.kv_window is None:
         return Mapped("exact", "Belongs to kv_window, which is not set.")
-    return Mapped("exact", "First tokens that stay visible.", config.kv_sink_tokens)
-
-
-def _decoding_type(config: EngineConfig) -> Mapped:
-    if not config.num_speculative_tokens:
-        return Mapped("exact", "Not used: no speculation.")
-    if config.uses_draft_model:
-        return Mapped("exact", "A draft model of its own.", "Draft_Target")
-    return Mapped("approximate", "n-grams may be copied from another place.", "NGram")
-
-
-def _depth(config: EngineConfig) -> Mapped:
-    if not config.num_speculative_tokens:
-        return Mapped("exact", "0: no speculation.")
-    return Mapped("exact", "Tokens guessed a step.", config.num_speculative_tokens)
-
-
-def _draft(config: EngineConfig) -> Mapped:
-    if not config.uses_draft_model:
-        return Mapped("exact", "Not used: no draft model is loaded.")
-    return Mapped("exact", "A local checkpoint directory.", str(Path(str(config.draft_model))))
-
-
-def _ngram(config: EngineConfig) -> Mapped:
-    if not config.num_speculative_tokens or config.uses_draft_model:
-        return Mapped("exact", "Not used: no n-grams are looked up.")
-    return Mapped("approximate", "Longest n-gram that is matched.", config.prompt_lookup_max)
+    return Mapped(
+        "approximate", "First tokens that stay visible; check that the backend heeds them.", config.kv_sink_tokens
+    )
 
 
 def _pool(config: EngineConfig) -> Mapped:
     return Mapped("exact", "Bytes of the page pool of one GPU.", config.kv_cache_memory_bytes)
 
 
+_DRAFT_TARGET = Mapped("exact", "A draft model of its own.", "Draft_Target")
+_NGRAM = Mapped("approximate", "n-grams may be copied from another place.", "NGram")
+_PAGE_SIZES = (2, 4, 8, 16, 32, 64, 128, 256)
+"""Powers of two greater than 1 (docs/source/features/kvcache.md)."""
 TENSORRT_LLM: tuple[Row, ...] = (
+    *OURS_ALONE,
+    *NO_QUEUE_CAP,
     Row("model", None, none("The first argument of trtllm-serve, above.")),
-    Row("draft_model", "speculative_config.speculative_model", _draft),
+    Row("draft_model", "speculative_config.speculative_model", draft_path("exact", "A local checkpoint directory.")),
     Row("device", None, none("TensorRT-LLM runs on GPUs.")),
     Row("dtype", "dtype", lambda c: Mapped("exact" if c.dtype != "auto" else "approximate", "Compute dtype.", c.dtype)),
-    Row("attention_backend", None, none("TensorRT-LLM chooses among its own kernels, which compute the same.")),
     Row(
         "weight_dtype",
         None,
         unless_set("weight_dtype", "Quantise the checkpoint (ModelOpt W8A16, W4A16) and serve that."),
     ),
-    Row("weight_group_size", None, unless_set("weight_group_size", "Belongs to weight_dtype int4.")),
     Row("load_format", None, unless_set("load_format", "A measurement of speed: deploy real weights.")),
     Row("num_threads", None, none("A CPU setting.")),
     Row("seed", None, none("TensorRT-LLM takes a seed with each request.")),
@@ -107,11 +91,8 @@ TENSORRT_LLM: tuple[Row, ...] = (
     Row("itl_target", None, unless_set("itl_target", "Lower max_num_tokens until ITL holds.")),
     Row("scheduling_policy", "scheduler_config.capacity_scheduler_policy", _policy),
     Row("watermark", None, unless_set("watermark", "GUARANTEED_NO_EVICT is TensorRT-LLM's rule for the same aim.")),
-    Row("max_skip_ahead", None, unless_set("max_skip_ahead", "The order of the queue is kept.")),
-    Row("max_queued_requests", None, unless_set("max_queued_requests", "No queue cap: limit requests in a gateway.")),
-    Row("max_queued_tokens", None, unless_set("max_queued_tokens", "No queue cap: limit requests in a gateway.")),
-    Row("block_size", "kv_cache_config.tokens_per_block", same("block_size", "Tokens in a page.")),
-    Row("kv_cache_dtype", "kv_cache_config.dtype", _kv_cache_dtype),
+    Row("block_size", "kv_cache_config.tokens_per_block", page_size("TensorRT-LLM", _PAGE_SIZES)),
+    Row("kv_cache_dtype", "kv_cache_config.dtype", stored_kv("TensorRT-LLM", _KV_DTYPES)),
     Row("kv_cache_memory_bytes", "kv_cache_config.max_gpu_total_bytes", _pool),
     Row("kv_window", "kv_cache_config.max_attention_window", _window),
     Row("kv_sink_tokens", "kv_cache_config.sink_token_length", _sinks),
@@ -125,11 +106,14 @@ TENSORRT_LLM: tuple[Row, ...] = (
         "kv_cache_config.enable_block_reuse",
         same("enable_prefix_caching", "Requests share the pages of common beginnings."),
     ),
-    Row("num_speculative_tokens", "speculative_config.max_draft_len", _depth),
-    Row("speculative_method", "speculative_config.decoding_type", _decoding_type),
+    Row("num_speculative_tokens", "speculative_config.max_draft_len", depth("Tokens guessed a step.")),
+    Row("speculative_method", "speculative_config.decoding_type", speculation(_DRAFT_TARGET, _NGRAM)),
     Row("prompt_lookup_min", None, unless_set("prompt_lookup_min", "n-grams are not bounded from below.")),
-    Row("prompt_lookup_max", "speculative_config.max_matching_ngram_size", _ngram),
+    Row(
+        "prompt_lookup_max",
+        "speculative_config.max_matching_ngram_size",
+        lookup_length("Longest n-gram."),
+    ),
     Row("speculation_adaptive", None, unless_set("speculation_adaptive", "As many tokens are guessed in every step.")),
     Row("speculation_min_acceptance", None, unless_set("speculation_min_acceptance", "There is no such floor.")),
-    Row("synthetic_acceptance", None, unless_set("synthetic_acceptance", "Dropped: a measurement of speed only.")),
 )

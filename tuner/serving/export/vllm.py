@@ -10,26 +10,31 @@ from typing import Any
 
 from engine.config import EngineConfig
 from tuner.serving.export.mapping import (
+    NO_WINDOW,
+    OURS_ALONE,
+    Fixed,
     Mapped,
     Row,
+    batch_without_window,
     model_limit,
     none,
+    page_size,
     same,
-    sequences_without_window,
-    window_consequence,
 )
 
 _VLLM_BLOCK_SIZES = (1, 8, 16, 32, 64, 128, 256)
 
 
-def vllm_fixed(config: EngineConfig) -> dict[str, str]:
-    """Flags without a value, and why: written so that vLLM behaves as what was measured."""
-    fixed = {"enable-chunked-prefill": "the measured engine always mixes prefill chunks with decodes."}
+def vllm_fixed(config: EngineConfig) -> Fixed:
+    fixed: Fixed = {
+        "enable-chunked-prefill": (True, "the measured engine always mixes prefill chunks with decodes."),
+    }
     if not config.enable_prefix_caching:
-        fixed["no-enable-prefix-caching"] = (
+        note = (
             "the measured engine shared no prefixes between requests. Remove the line to let vLLM share them (its "
             "default): prompts with common beginnings then start sooner than was measured."
         )
+        fixed["no-enable-prefix-caching"] = (True, note)
     return fixed
 
 
@@ -63,13 +68,6 @@ def _prompt_truncation(config: EngineConfig) -> Mapped:
     if config.prompt_truncation == "refuse":
         return Mapped("exact", "vLLM refuses a prompt that is too long.")
     return Mapped("none", "A client may send truncate_prompt_tokens (the tail stays); vLLM refuses otherwise.")
-
-
-def _max_num_seqs(config: EngineConfig) -> Mapped:
-    if config.kv_window is None:
-        return Mapped("exact", "Sequences in one step.", config.max_num_seqs)
-    note = f"Measured with {config.max_num_seqs} and kv_window, which vLLM lacks; as many as fit without it."
-    return Mapped("approximate", note, sequences_without_window(config))
 
 
 def _prefill_chunk_size(config: EngineConfig) -> Mapped:
@@ -113,14 +111,6 @@ def _max_queued_tokens(config: EngineConfig) -> Mapped:
     return Mapped("approximate", note, config.max_queued_tokens)
 
 
-def _block_size(config: EngineConfig) -> Mapped:
-    size = config.block_size
-    if size in _VLLM_BLOCK_SIZES:
-        return Mapped("exact", "Tokens in a page; an attention backend may accept fewer sizes.", size)
-    nearest = min(_VLLM_BLOCK_SIZES, key=lambda candidate: (abs(candidate - size), candidate))
-    return Mapped("approximate", f"vLLM has no pages of {size} tokens; the nearest size.", nearest)
-
-
 # kv_cache_dtype -> value of --kv-cache-dtype, fit, why.
 _VLLM_KV_DTYPES: dict[str, Mapped] = {
     "auto": Mapped("exact", "Keys and values in the compute dtype.", "auto"),
@@ -149,12 +139,6 @@ def _kv_cache_dtype(config: EngineConfig) -> Mapped:
         return Mapped("exact", f"auto stores {stored}, because --dtype is {stored}.", "auto")
     note = f"Measured with {stored}; older vLLM refuses the word, and auto stores the compute dtype ({config.dtype})."
     return Mapped("approximate", note, "auto")
-
-
-def _kv_window(config: EngineConfig) -> Mapped:
-    if config.kv_window is None:
-        return Mapped("none", "Not set: nothing is lost.")
-    return Mapped("none", f"Dropped (measured with {config.kv_window} tokens). {window_consequence(config)}")
 
 
 def _enable_prefix_caching(config: EngineConfig) -> Mapped:
@@ -201,12 +185,6 @@ def _speculation_min_acceptance(config: EngineConfig) -> Mapped:
     return Mapped("none", "vLLM goes on guessing whatever share of its guesses stands.")
 
 
-def _synthetic_acceptance(config: EngineConfig) -> Mapped:
-    if config.synthetic_acceptance is None:
-        return Mapped("exact", "Not set: guesses are verified.")
-    return Mapped("none", "Dropped: a measurement of speed whose text is not the model's.")
-
-
 def _prompt_lookup(config: EngineConfig) -> Mapped:
     if not config.num_speculative_tokens or config.uses_draft_model:
         return Mapped("exact", "Not used: no n-grams are looked up.")
@@ -215,19 +193,19 @@ def _prompt_lookup(config: EngineConfig) -> Mapped:
 
 
 VLLM: tuple[Row, ...] = (
+    *OURS_ALONE,
+    *NO_WINDOW,
     Row("model", "model", same("model", "A local checkpoint directory.")),
     Row("draft_model", "speculative-config", _draft_model),
     Row("device", None, none("vLLM is built for one platform and uses that.")),
     Row("dtype", "dtype", _dtype),
-    Row("attention_backend", None, none("vLLM chooses among its own kernels, which compute the same.")),
     Row("weight_dtype", None, _weight_dtype),
-    Row("weight_group_size", None, none("Belongs to weight_dtype int4, which vLLM does not make at load.")),
     Row("load_format", "load-format", same("load_format", "The same words on both sides.")),
     Row("num_threads", None, none("On vLLM's CPU build set the environment variable VLLM_CPU_OMP_THREADS_BIND.")),
     Row("seed", "seed", _seed),
     Row("max_model_len", "max-model-len", _max_model_len),
     Row("prompt_truncation", None, _prompt_truncation),
-    Row("max_num_seqs", "max-num-seqs", _max_num_seqs),
+    Row("max_num_seqs", "max-num-seqs", batch_without_window("vLLM")),
     Row(
         "max_num_batched_tokens",
         "max-num-batched-tokens",
@@ -237,19 +215,15 @@ VLLM: tuple[Row, ...] = (
     Row("itl_target", None, _itl_target),
     Row("scheduling_policy", "scheduling-policy", _scheduling_policy),
     Row("watermark", "watermark", _watermark),
-    Row("max_skip_ahead", None, none("vLLM keeps the order of its queue.")),
     Row("max_queued_requests", "max-num-queued-reqs", _max_queued_requests),
     Row("max_queued_tokens", "max-num-queued-tokens", _max_queued_tokens),
-    Row("block_size", "block-size", _block_size),
+    Row("block_size", "block-size", page_size("vLLM", _VLLM_BLOCK_SIZES)),
     Row("kv_cache_dtype", "kv-cache-dtype", _kv_cache_dtype),
     Row(
         "kv_cache_memory_bytes",
         "kv-cache-memory-bytes",
         same("kv_cache_memory_bytes", "The page pool of one GPU; overrides --gpu-memory-utilization."),
     ),
-    Row("kv_window", None, _kv_window),
-    Row("kv_sink_tokens", None, none("Belongs to kv_window, which vLLM lacks.")),
-    Row("kv_heavy_tokens", None, none("Belongs to kv_window, which vLLM lacks.")),
     Row("enable_prefix_caching", "enable-prefix-caching", _enable_prefix_caching),
     Row("num_speculative_tokens", "speculative-config", _num_speculative_tokens),
     Row("speculative_method", "speculative-config", _part_of_speculative_config),
@@ -257,5 +231,4 @@ VLLM: tuple[Row, ...] = (
     Row("prompt_lookup_max", "speculative-config", _prompt_lookup),
     Row("speculation_adaptive", None, _speculation_adaptive),
     Row("speculation_min_acceptance", None, _speculation_min_acceptance),
-    Row("synthetic_acceptance", None, _synthetic_acceptance),
 )

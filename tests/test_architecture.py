@@ -50,7 +50,15 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "tuner.recommend": ("tuner.results", "tuner.store", "tuner.pareto", SCORING),
     "tuner.study_file": ("tuner.traffic.trace",),
     "tuner.doctor": ("tuner.environment", "engine.memory"),
-    "tuner.standing": ("tuner.results", "tuner.resume", "tuner.spec", "tuner.store", "tuner.stored"),
+    "tuner.standing": (
+        "tuner.recommend",
+        "tuner.search",
+        "tuner.results",
+        "tuner.resume",
+        "tuner.spec",
+        "tuner.store",
+        "tuner.stored",
+    ),
     "tuner.reference": ("tuner.scoring.probes", "tuner.serving", "tuner.stored", TRAFFIC),
     "tuner.search": ("search_spaces", "tuner.spec", "tuner.results"),
     # The study's own room: its parts, and what they stand on.

@@ -43,13 +43,21 @@ class Bench:
         """Measure and store; once more where the figures are not the configuration's (see disqualifying_doubt), which
         may be so for the second time too. Raises ServingError when the engine fails.
         """
-        measured = self._measure(trial, config, load, purpose)
+        checked = self._check_speculation(config) if purpose == "repeat" else ()
+        measured = self._measure(trial, config, load, purpose, checked)
         if (doubt := disqualifying_doubt(self.plan, measured)) is not None:
             self.report.note(f"{purpose} is measured again: {doubt.name}: {doubt.detail}; {doubt.advice}")
-            measured = self._measure(trial, config, load, purpose)
+            measured = self._measure(trial, config, load, purpose, checked)
         return measured
 
-    def _measure(self, trial: int | None, config: ServingConfig, load: Load, purpose: Purpose) -> Measurement:
+    def _measure(
+        self,
+        trial: int | None,
+        config: ServingConfig,
+        load: Load,
+        purpose: Purpose,
+        checked: tuple[DomainSpeculation, ...],
+    ) -> Measurement:
         """Probes are asked once per quality key and study, and repeated from then on."""
         self.renew_lease()
         quality_key = adapters.quality_key(config)
@@ -65,7 +73,6 @@ class Bench:
             except LaunchError:
                 if launch == LAUNCHES - 1:
                     raise
-        checked = self._check_speculation(config) if purpose == "repeat" else ()
         measured = replace(measured, probes=(*known, *measured.probes), speculation=checked)
         self.store.save_measurement(self.study_name, trial, measured, quality_key)
         return measured

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tuner.early_stop import slo_unreachable
@@ -87,7 +87,7 @@ def find_capacity(
     threshold, tried, found = Threshold(LEAST, MOST), list[Tried](), dict[str, Doubt]()
     scale = min(max(load.time_scale, LEAST), MOST)
     while len(tried) < replays:
-        one, doubted = _try(_at(load, scale), slos, play)
+        one, doubted = _try(replace(load, time_scale=scale), slos, play)
         tried.append(one)
         found.update((doubt.name, doubt) for doubt in doubted)
         threshold.add(scale, one.holds)
@@ -100,10 +100,6 @@ def find_capacity(
             break
         scale = following
     return _summary(load, tried, threshold, tuple(found.values()))
-
-
-def _at(load: Load, scale: float) -> Load:
-    return Load(load.requests, load.span, load.window, scale, load.drain_timeout)
 
 
 def _step(last: Tried) -> float:

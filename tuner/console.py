@@ -133,6 +133,10 @@ def print_replay(metrics: TrafficMetrics, slos: Mapping[str, SLO], doubted: Sequ
     console.print(_share_table("class", metrics.classes.values()))
     if len(metrics.tenants) > 1:
         console.print(_share_table("tenant", metrics.tenants.values()))
+    _print_doubts(console, doubted)
+
+
+def _print_doubts(console: Console, doubted: Iterable[Doubt]) -> None:
     for doubt in doubted:
         mark = "not to be compared" if doubt.severity == "disqualifying" else "doubt"
         console.print(f"{mark}: {doubt.name}: {doubt.detail}; {doubt.advice}", markup=False, soft_wrap=True)
@@ -161,8 +165,7 @@ def print_capacity(found: Capacity) -> None:
     if found.broke:
         console.print(f"broke first: {_counts(found.broke)}", markup=False)
     console.print(f"{len(found.tried)} replays, {found.requests} requests")
-    for doubt in found.doubts:
-        console.print(f"doubt: {doubt.name}: {doubt.detail}; {doubt.advice}", markup=False)
+    _print_doubts(console, found.doubts)
 
 
 def print_step(what: str) -> None:
@@ -183,6 +186,7 @@ def print_fairness(found: Fairness) -> None:
         slow = (f"{one.slowdown:.2f}", f"{one.slowdown_p95:.2f}")
         table.add_row(one.name, str(one.offered), share, f"{one.alone:.3f}", *slow)
     console.print(table)
+    _print_doubts(console, found.doubts)
     if (line := found.head_of_line) is None:
         console.print("head of line: no short request stands behind a long one")
         return

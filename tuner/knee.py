@@ -8,7 +8,7 @@ by chance, and one miss may be a slow moment of the machine.
 from __future__ import annotations
 
 from tuner.bench import Bench
-from tuner.outcome import misses_an_slo
+from tuner.outcome import disqualifying_doubt, misses_an_slo
 from tuner.serving.measurement import Measurement
 
 LADDER = (1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0)
@@ -27,8 +27,9 @@ def time_scale(bench: Bench) -> float:
         return known
     done: dict[float, list[Measurement]] = {scale: [] for scale in LADDER}
     for stored in bench.store.measurements(bench.study_name):
-        if stored.measurement.purpose == "calibration":
-            done[stored.measurement.time_scale].append(stored.measurement)
+        replay = stored.measurement
+        if replay.purpose == "calibration" and disqualifying_doubt(bench.plan, replay) is None:
+            done[replay.time_scale].append(replay)
     scale, misses = LADDER[0], 0
     for scale in LADDER:
         misses = misses + 1 if _baseline_misses(bench, scale, done[scale]) else 0

@@ -12,8 +12,10 @@ from typing import Literal
 
 import yaml
 
+from tuner.recommend import recommend
 from tuner.results import StudyResults, load_results
 from tuner.resume import runner_alive
+from tuner.search import searched
 from tuner.spec import parse_spec
 from tuner.store import Store
 from tuner.stored import StoredMeasurement
@@ -26,8 +28,8 @@ TRIAL_PURPOSES = ("baseline", "trial")
 class Standing:
     """phase: load (finding it), search, finalists; finished, or stopped before its end, when nobody runs it.
 
-    trials: by state. asked, budget: trials besides the baseline. goodput: requests/s. eta_seconds: of the search,
-    from the pace so far; None before two trials, and when it is over.
+    trials: by state. asked, budget: trials that ended, and that may, besides the baseline. goodput: requests/s.
+    eta_seconds: of the search, from the pace so far; None before two trials, and when it is over.
     """
 
     study: str
@@ -55,7 +57,7 @@ def standing(store: Store, name: str) -> Standing:
         )
     results = load_results(store, name)
     measured = [stored for stored in store.measurements(name) if stored.measurement.purpose in TRIAL_PURPOSES]
-    asked = max((trial.number for trial in results.trials), default=0)
+    asked = searched(store.optuna_trials(name))
     left = results.spec.budget.trials - asked
     feasible = [(t.objectives[0], t.number) for t in results.trials if t.state == "feasible" and t.objectives]
     best = max(feasible, key=lambda pair: (pair[0], -pair[1]), default=None)
@@ -81,12 +83,14 @@ def _goodput(results: StudyResults, number: int) -> float | None:
 
 
 def _phase(results: StudyResults, load_found: bool, left: int, running: bool) -> Phase:
-    validated = any(found.purpose == "holdout" for found in results.validations)
     if running:
         if not load_found:
             return "load"
         return "search" if left > 0 else "finalists"
-    return "finished" if validated or (left <= 0 and not results.spec.budget.finalists) else "stopped"
+    # The recorded rate is the last that a study measures, of the baseline and of what it recommends.
+    measured = {v.trial for v in (*results.validations, *results.validation_failures) if v.purpose == "recorded_rate"}
+    chosen = recommend(results).trial
+    return "finished" if {0, 0 if chosen is None else chosen.number} <= measured else "stopped"
 
 
 def _eta(measured: Sequence[StoredMeasurement], left: int) -> float | None:

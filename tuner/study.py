@@ -197,6 +197,7 @@ def _attempt(
     """Measure and judge one configuration. Whatever goes wrong is the outcome; only the user's Ctrl-C gets through."""
     purpose: Purpose = "trial" if number else "baseline"
     start = time.monotonic()
+    session.bench.renew_lease()  # outside: a lease that another runner has taken over is no failure of this trial
     try:
         adapters.engine_config(config)
         measured = session.bench.measure(number, config, load, purpose)

@@ -41,6 +41,7 @@ def run(tmp_path: Path) -> Path:
         )
         for ttft, purpose in ((1.5, "baseline"), (0.5, "trial")):
             number = study.ask().number
+            study.tell(number, [1.0, 1.0, 1.0])
             records = [answered(ttft, name=f"c{i}") for i in range(20)]
             store.save_measurement("s", number, measurement(records=records, probes=REFERENCE, purpose=purpose))
     return directory
@@ -69,6 +70,16 @@ def test_status_of_a_running_study(run: Path) -> None:
     assert refused.exit_code == 2 and "is being run by" in refused.stderr
 
 
+def test_a_study_is_finished_once_its_last_measurement_is_there(run: Path) -> None:
+    for number, phase in ((0, "stopped"), (1, "finished")):  # the baseline, then what is recommended
+        with Store(run / "study.db") as store:
+            records = [answered(0.5, name=f"c{i}") for i in range(20)]
+            measured = measurement(records=records, probes=REFERENCE, purpose="recorded_rate", time_scale=1.0)
+            store.save_measurement("s", number, measured)
+        (found,) = json.loads(_invoke("status", run, "--json").stdout)
+        assert found["phase"] == phase
+
+
 def test_a_study_before_its_first_trial(tmp_path: Path) -> None:
     with Store(tmp_path / "study.db") as store:
         store.create_study("s", SPEC.model_dump_json(), "hash", {})
@@ -88,6 +99,8 @@ def test_list_show_delete(run: Path) -> None:
         assert store.study_names() == () and store.optuna_trials("s") == ()
         assert store.reference("key") is not None, "a reference belongs to a model, not to a study"
     assert "no study" in _invoke("status", run).stderr
+    listed_after = _invoke("studies", "list", "--runs", run.parent)
+    assert listed_after.exit_code == 0 and listed_after.stdout.endswith("no studies\n")
     assert _invoke("studies", "list", "--runs", run / "nothing").stdout.endswith("no studies\n")
 
 

@@ -12,7 +12,10 @@ from tests.fakes import cases, make_spec
 from tests.tuner.test_study import run
 from tuner.errors import SpeculationLossy
 from tuner.results import load_results
+from tuner.scoring.probes import Probe
 from tuner.scoring.speculation import DomainSpeculation, Greedy, break_even, same
+from tuner.serving.config import ServingConfig
+from tuner.serving.testbed import EngineSettings, LiveTestbed
 from tuner.store import Store
 
 PLAIN = Greedy((1, 2, 3), (2.0, 0.005, 2.0))
@@ -49,6 +52,14 @@ def test_break_even_is_that_of_the_published_table(depth: int, cost: float, expe
     """methods.md B5: c = 0.1, v = 0.1: .20, .29, .47 for k = 1, 3, 8, with cost 1 + k c + v."""
     found = break_even(depth, cost)
     assert found == (None if expected is None else pytest.approx(expected, abs=0.01))
+
+
+def test_probes_without_short_texts_check_nothing_and_start_no_engine(tmp_path: Path) -> None:
+    """A study whose probes are recorded chats or token ids alone has nothing to compare."""
+    probes = [Probe(f"p{i}", "production", "forced", (1, 2, 3), ()) for i in range(5)]
+    config = ServingConfig("bundled", {"model": "nowhere"}, {"num_speculative_tokens": 2})
+    with LiveTestbed(EngineSettings(tmp_path), {}) as testbed:
+        assert testbed.speculation(config, probes) == ()
 
 
 @given(st.integers(1, 8), st.floats(1.01, 2.0))

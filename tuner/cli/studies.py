@@ -36,13 +36,13 @@ def status(
     Example: tune status runs/demo --watch
     """
     if as_json:
-        typer.echo(json.dumps([asdict(found) for found in _standings(run)], indent=2))
+        typer.echo(json.dumps([asdict(found) for found in _of_run(run)], indent=2))
     elif watch:
         _watch(run)
     else:
         from rich.console import Console
 
-        Console(highlight=False).print(_table(_standings(run)))
+        Console(highlight=False).print(_table(_of_run(run)))
 
 
 @app.command("list")
@@ -111,10 +111,13 @@ def _standings(run: Path) -> list[Standing]:
     from tuner.store import Store
 
     with Store(_database(run), create=False) as store:
-        names = store.study_names()
-        if not names:
-            raise ValueError(f"{_database(run)}: holds no study")
-        return [standing(store, name) for name in names]
+        return [standing(store, name) for name in store.study_names()]
+
+
+def _of_run(run: Path) -> list[Standing]:
+    if not (found := _standings(run)):
+        raise ValueError(f"{_database(run)}: holds no study")
+    return found
 
 
 def _watch(run: Path) -> None:
@@ -123,7 +126,7 @@ def _watch(run: Path) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    found = _standings(run)
+    found = _of_run(run)
     with Live(_table(found), console=Console(highlight=False), auto_refresh=False) as live:
         while any(one.runner for one in found):
             time.sleep(REFRESH_SECONDS)

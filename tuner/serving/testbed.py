@@ -210,6 +210,8 @@ class LiveTestbed:
             return await self._ask(api, await api.model_name(), config, probes)
 
     async def _speculation(self, config: ServingConfig, probes: Sequence[Probe]) -> tuple[DomainSpeculation, ...]:
+        if not lossless.domains(probes):
+            return ()
         runs = []
         for applied in (config, adapters.without_speculation(config)):
             await self._apply(applied)

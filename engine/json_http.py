@@ -32,7 +32,7 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     except web.HTTPException as caught:
         error = ApiError(caught.status, f"{caught.reason}: {request.method} {request.path}")
     response = web.Response(status=error.status, body=error.body(), content_type=JSON, headers=error.headers)
-    if request.body_exists and not request.content.at_eof():
+    if request.body_exists and not request.content.is_eof():
         response.force_close()  # what is left of the body stands before the next request; the client must know
     return response
 

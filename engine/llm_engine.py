@@ -59,7 +59,6 @@ class LLMEngine:
     """
 
     def __init__(self, config: EngineConfig, runner: Runner, clock: Callable[[], float] = time.perf_counter) -> None:
-        """clock: seconds, to time steps."""
         self.config = config
         self._clock = clock
         self._speculation = SpeculationMeter(config)

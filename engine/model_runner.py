@@ -47,7 +47,8 @@ class ModelRunner:
         torch.set_num_threads(config.num_threads)
         self._device = torch.device(_device_name(config))
         self._dtype = getattr(torch, _dtype_name(config, self._device))
-        self._operations = load_operations(_backend(config, self._device), self._device)
+        self._backend = _backend(config, self._device)
+        self._operations = load_operations(self._backend, self._device)
         shape, draft_shape = _read_shapes(config)
         self.max_model_len = _max_model_len(config, shape, draft_shape)
         self.model_window = shape.window
@@ -111,7 +112,7 @@ class ModelRunner:
             self._drafter = PromptLookup()
 
     def _check_pages(self, kv_dtype: str) -> None:
-        kernels = self._device.type == "cuda" and _backend(self._config, self._device) == "triton"
+        kernels = self._device.type == "cuda" and self._backend == "triton"
         if kv_dtype == "fp8_e4m3" and kernels and torch.cuda.get_device_capability(self._device) < FP8_CAPABILITY:
             raise ValueError("kv_cache_dtype: fp8_e4m3 in kernels needs a GPU of capability 8.9 or more; use int8")
 

@@ -1,7 +1,8 @@
 """Linear layers that others packed: GPTQ, AWQ and compressed-tensors, unpacked into our own layout while loading.
 
 Formats as published: GPTQ by AutoGPTQ and GPTQModel, AWQ by AutoAWQ (GEMM), compressed-tensors by vLLM's library.
-All hold codes of 32 / bits consecutive numbers in an int32, the first in the lowest bits.
+int-quantized holds int8; all others hold codes of 32 / bits consecutive numbers in an int32, the first in the lowest
+bits.
 """
 
 from __future__ import annotations

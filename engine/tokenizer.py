@@ -36,7 +36,8 @@ class Tokenizer:
             # the library raises bare Exception for a file that it does not understand
             if type(error) is not Exception:
                 raise
-            raise ValueError(f"{path}: not a tokenizer: {str(error).splitlines()[0]}") from None
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{path}: not a tokenizer: {reason}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._settings = _read_json(directory / "tokenizer_config.json")

@@ -88,7 +88,8 @@ def _phase(results: StudyResults, load_found: bool, left: int, running: bool) ->
             return "load"
         return "search" if left > 0 else "finalists"
     # The recorded rate is the last that a study measures, of the baseline and of what it recommends.
-    measured = {v.trial for v in (*results.validations, *results.validation_failures) if v.purpose == "recorded_rate"}
+    measured = {v.trial for v in results.validations if v.purpose == "recorded_rate"}
+    measured |= {v.trial for v in results.validation_failures if v.purpose == "recorded_rate"}
     chosen = recommend(results).trial
     return "finished" if {0, 0 if chosen is None else chosen.number} <= measured else "stopped"
 

@@ -69,8 +69,6 @@ def _rotate_store(
     is_query = part < QUERY_BLOCKS
     is_value = part >= QUERY_BLOCKS + KEY_BLOCKS
     slot = tl.load(slots + token)
-    if (not is_query) & (slot < 0):
-        return
     skipped = tl.where(is_query, 0, tl.where(is_value, QUERY_BLOCKS + KEY_BLOCKS, QUERY_BLOCKS))
     head = (part - skipped) * BLOCK_H + tl.arange(0, BLOCK_H)
     used = head < tl.where(is_query, HEADS, KV_HEADS)
@@ -143,7 +141,7 @@ def rotate_and_store(
     keys: PagedTensor,
     values: PagedTensor,
 ) -> Tensor:
-    """Query rows [T, H, D], rotated, from qkv [T, H + 2 KV, D]; keys and values go to their slots [T], -1: nowhere.
+    """Query rows [T, H, D], rotated, from qkv [T, H + 2 KV, D]; keys and values go to their slots [T].
 
     angles: cos and sin of each row, [T, 1, D], contiguous. norm: of the query and key heads, weights [H + KV, D].
     """

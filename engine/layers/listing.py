@@ -22,7 +22,7 @@ def list_tokens(logits: Tensor, wanted: ListedTokens, first: int) -> tuple[bytes
         held = array("i", wanted.ids[start : start + len(logits) * wanted.count * 4])
         ids = torch.tensor(held, device=logits.device, dtype=torch.long).view(len(logits), wanted.count)
     else:
-        ids = logprobs.topk(min(wanted.count, logprobs.shape[1]), -1).indices
+        ids = logprobs.topk(wanted.count, -1).indices
     rest = logprobs.scatter(1, ids, float("-inf")).logsumexp(-1, keepdim=True)
     values = torch.cat((logprobs.gather(1, ids), rest), -1)
     return ids.int().cpu().numpy().tobytes(), values.cpu().numpy().tobytes()

@@ -79,7 +79,20 @@ class _Section:
         return value
 
     def names(self, key: str) -> tuple[str, ...]:
-        return tuple(map(str, self.values.get(key) or ()))
+        value = self.values.get(key) or []
+        if not isinstance(value, list):
+            raise self.error(key, "a list of names", value)
+        return tuple(map(str, value))
+
+    def patterns(self, key: str) -> tuple[str, ...]:
+        """Names, and regular expressions after "re:"."""
+        names = self.names(key)
+        for name in names:
+            try:
+                re.compile(name.removeprefix("re:") if name.startswith("re:") else "")
+            except re.error:
+                raise self.error(key, "valid patterns after re:", name) from None
+        return names
 
     def inside(self, key: str) -> _Section:
         value = self.values.get(key)
@@ -123,7 +136,7 @@ def _compressed_tensors(keys: _Section) -> Quantization:
     if group.values.get("input_activations"):
         # Quantised on the fly to make a faster product; computing with more precise inputs loses nothing.
         group.inside("input_activations").one_of("dynamic", (True,))
-    return _scheme(group.inside("weights"), stored, keys.names("ignore"))
+    return _scheme(group.inside("weights"), stored, keys.patterns("ignore"))
 
 
 def _scheme(weights: _Section, stored: PackedFormat, skipped: tuple[str, ...]) -> Quantization:

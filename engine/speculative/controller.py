@@ -13,7 +13,9 @@ WARMUP_STEPS = 3
 PROBE_INTERVAL = 64
 """Steps of a bucket at the chosen depth before a neighbouring depth is tried again."""
 PROBE_STEPS = 2
-"""The first of them may have to catch up with the draft's cache, and is then not timed."""
+"""Timed steps of a probe. Steps in which the draft's cache catches up are not timed and do not count,"""
+PROBE_PATIENCE = 32
+"""but after so many steps of either kind it ends."""
 MARGIN = 1.02
 """A depth is left for another one only when that promises this many times its tokens a second."""
 SECONDS_WEIGHT = 0.2
@@ -65,7 +67,7 @@ class Acceptance:
 class _Bucket:
     """Decoding batches of like size. seconds: moving average of a step's time, and timed: how often it was, by depth.
 
-    since_probe: steps. probe_left: steps of the probe under way, at depth + direction.
+    since_probe: steps. probe_left: timed steps of the probe under way, at depth + direction; probe_patience: any steps.
     """
 
     depth: int
@@ -73,6 +75,7 @@ class _Bucket:
     timed: dict[int, int] = field(default_factory=dict)
     since_probe: int = 0
     probe_left: int = 0
+    probe_patience: int = 0
     direction: int = 1
 
     def observe(self, depth: int, seconds: float) -> None:
@@ -114,9 +117,10 @@ class SpeculationController:
         for depth in (self.max_depth, 0):
             if bucket.timed.get(depth, 0) < WARMUP_STEPS:
                 return depth
-        if bucket.probe_left:
-            bucket.probe_left -= 1
+        if bucket.probe_left and bucket.probe_patience:
+            bucket.probe_patience -= 1
             return bucket.depth + bucket.direction
+        bucket.probe_left = 0
         self._decide(bucket)
         bucket.since_probe += 1
         if bucket.since_probe >= PROBE_INTERVAL:
@@ -128,7 +132,10 @@ class SpeculationController:
         it did more than decode, so that its time says nothing about others."""
         self._acceptance.observe_step(outcomes)
         if seconds is not None:
-            self._bucket(num_decodes).observe(depth, seconds)
+            bucket = self._bucket(num_decodes)
+            bucket.observe(depth, seconds)
+            if bucket.probe_left and depth == bucket.depth + bucket.direction:
+                bucket.probe_left -= 1
 
     def _bucket(self, num_decodes: int) -> _Bucket:
         return self._buckets.setdefault(num_decodes.bit_length(), _Bucket(self.max_depth))
@@ -146,6 +153,7 @@ class SpeculationController:
     def _start_probe(self, bucket: _Bucket) -> None:
         bucket.since_probe = 0
         bucket.probe_left = PROBE_STEPS
+        bucket.probe_patience = PROBE_PATIENCE
         bucket.direction = -bucket.direction
         if not 0 <= bucket.depth + bucket.direction <= self.max_depth:
             bucket.direction = -bucket.direction

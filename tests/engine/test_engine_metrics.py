@@ -74,7 +74,7 @@ async def test_service_and_acceptance_by_tenant(engine: Engine) -> None:
     assert sum(accepted.values()) == found["spec_decode_num_accepted_tokens_total", ""]
     assert found["kv_evicted_pages_total", ""] > 0
     assert found["spec_depth", ""] in range(4)
-    assert found["spec_fallbacks_total", ""] >= 0
+    assert ("spec_fallbacks_total", "") in found
     positions = [found["spec_decode_num_accepted_tokens_per_pos_total", str(i)] for i in range(3)]
     assert sum(positions) == found["spec_decode_num_accepted_tokens_total", ""]
 

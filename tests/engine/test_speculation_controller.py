@@ -116,6 +116,20 @@ def test_after_falling_back_it_tries_again_after_the_stated_steps() -> None:
     assert {b - a for a, b in zip(starts, starts[1:], strict=False)} == {period}
 
 
+def test_a_probe_waits_for_steps_that_are_timed_but_not_for_ever() -> None:
+    """Steps in which the draft's cache catches up with long prompts say nothing; they must not use the probe up."""
+    control = SpeculationController(MOST, 0.0)
+    World(0.0, lambda d: 1 + d).run(control, 50)
+    while not (depth := control.depth(8)):
+        control.observe(8, 0, [], 1.0)
+    catching_up = 0
+    while depth and catching_up < 2 * controller.PROBE_PATIENCE:
+        control.observe(8, depth, [], None)
+        catching_up += 1
+        depth = control.depth(8)
+    assert controller.PROBE_STEPS < catching_up <= controller.PROBE_PATIENCE + 1
+
+
 class TimedRunner(CountingRunner):
     """A step takes 1 second and 0.6 for each depth; all guesses stand until `stand` is cleared."""
 

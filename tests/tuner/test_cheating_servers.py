@@ -125,10 +125,14 @@ def test_the_honest_server_is_not_doubted() -> None:
     assert doubted == ()
 
 
+DISQUALIFYING = {"chunks_collapsed", "answers_repeated", "answers_without_text"}
+
+
 @pytest.mark.parametrize(("server", "names"), cases(CHEATS))
 def test_a_cheating_server_scores_no_better(server: Server, names: set[str]) -> None:
     _, doubted = found(server)
     assert names <= {doubt.name for doubt in doubted}
+    assert (disqualifying(doubted) is not None) == bool(names & DISQUALIFYING)
     if disqualifying(doubted) is not None:
         return  # no figure of it is compared
     assert all(cheat <= honest + 1e-9 for cheat, honest in zip(scores(server), scores(answer), strict=True))

@@ -7,13 +7,10 @@ import asyncio
 import aiohttp
 import msgspec
 
-from tuner.traffic.connections import Connections
+from tuner.traffic.connections import IDLE_SECONDS, Connections
 from tuner.traffic.exchange import PATHS, Exchange, authorization, request_bytes
 from tuner.traffic.sse import decode_chunk
 from tuner.traffic.trace import Prompt, Request, RequestRecord
-
-IDLE_SECONDS = 2.0
-"""Idle connections are closed before the server does it: uvicorn's keep-alive is 5 s, and a race costs a request."""
 
 
 def open_session() -> aiohttp.ClientSession:

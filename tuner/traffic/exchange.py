@@ -12,11 +12,11 @@ import msgspec
 from tuner.traffic.connections import Connections
 from tuner.traffic.http1 import ResponseReader
 from tuner.traffic.sse import Choice, Chunk, EventBuffer
-from tuner.traffic.trace import Request, RequestRecord
+from tuner.traffic.trace import Endpoint, Request, RequestRecord
 
 API_KEY_VARIABLE = "SERVETUNE_API_KEY"
 _KEY = os.urandom(16)
-PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
+PATHS: dict[Endpoint, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 
 
 def request_body(model: str, request: Request, token_ids: bool = False) -> bytes:
@@ -165,6 +165,7 @@ class Exchange:
         """A token without text counts from when the next text comes: until then the user has nothing. At the end of an
         answer it counts as it came, for a forced length may go on in tokens that have no text."""
         text = choice.content + choice.reasoning
+        before = len(self.token_times)
         if choice.token_ids is not None:
             self._delivered = True
             self.token_times.extend([time] * len(choice.token_ids))
@@ -174,7 +175,7 @@ class Exchange:
             self._held += len(choice.token_ids or ())
             return
         if self._held:
-            first = len(self.token_times) - self._held - len(choice.token_ids or (0,))
+            first = before - self._held
             self.token_times[first : first + self._held] = [time] * self._held
             self._held = 0
         self._text += text.encode()

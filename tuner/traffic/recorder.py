@@ -21,15 +21,16 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from tuner.traffic.anonymize import Anonymizer, anonymous_header
+from tuner.traffic.connections import IDLE_SECONDS
+from tuner.traffic.exchange import PATHS
 from tuner.traffic.observation import Observation, Unrecordable
 from tuner.traffic.recording_file import RecordingFile
 from tuner.traffic.redaction import Redactor
-from tuner.traffic.trace import Endpoint
 from tuner.traffic.trace_lines import VERSION, HeaderLine, RequestLine, encode_header, encode_line, read_back
 
 log = logging.getLogger(__name__)
 
-RECORDED_PATHS: Mapping[str, Endpoint] = {"/v1/completions": "completions", "/v1/chat/completions": "chat"}
+RECORDED_PATHS = {path: endpoint for endpoint, path in PATHS.items()}
 HOP_BY_HOP = frozenset(
     {
         "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding",
@@ -38,8 +39,6 @@ HOP_BY_HOP = frozenset(
 )  # fmt: skip
 """RFC 9110 section 7.6.1: between two neighbours, not end to end."""
 MAX_PORT = 65_535
-IDLE_SECONDS = 2.0
-"""Idle connections are closed before the upstream does it: uvicorn's keep-alive is 5 s, and a race costs a request."""
 SHUTDOWN_SECONDS = 5.0
 """Requests in flight may still finish, and be recorded, for this long after the end was asked for."""
 

@@ -177,6 +177,8 @@ class _Run:
 
     def _set_timer(self) -> None:
         """Wake up for the next request; when there is none, for the drain deadline."""
+        if self._over.done():
+            return  # answers may still end while connections close; nothing more is sent
         waiting = self._schedule.waiting
         self._timer.set(
             self._start + (self._schedule.next_time if waiting else self.last_scheduled + self._drain_timeout)
@@ -237,8 +239,8 @@ class _Run:
         if reason is not None:
             self._schedule.abandon("stopped")
         for exchange in self._exchanges:
-            if exchange.end is None and exchange.error is None:
-                exchange.error = "timeout" if reason is None else "stopped"
+            if exchange.end is None:
+                exchange.error = exchange.error or ("timeout" if reason is None else "stopped")
                 self._schedule.ended(exchange)
 
 

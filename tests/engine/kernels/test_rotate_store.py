@@ -16,7 +16,7 @@ from engine.layers.norm import RMSNorm
 from engine.layers.rotary import RotaryEmbedding, rotate
 from engine.models.config import Rope
 
-SLOTS = [9, 3, 62, -1, 17]
+SLOTS = [9, 3, 62, 40, 17]
 
 
 @dataclass
@@ -52,9 +52,8 @@ def test_equals_the_twins(name: str) -> None:
     qk, v = qkv.split((heads + kv_heads, kv_heads), 1)
     qk = rotate(qk if norm is None else norm(qk), *rotary.at(positions))
     assert torch.allclose(query, qk[:, :heads], atol=1e-5)
-    there = slots >= 0
     for paged, twin, x in zip(found, wanted, (qk[:, heads:], v), strict=True):
-        store(twin, slots[there], x[there])
+        store(twin, slots, x)
         stored, expected = (load(p, torch.arange(4), torch.float32) for p in (paged, twin))
         # Rotated numbers that differ in the last bit may round to neighbouring codes, but few do.
         step = {"bfloat16": 2**-7, "float16": 2**-10, "fp8_e4m3": 0.1, "int8": 0.02, "int4": 0.4}.get(case.dtype, 1e-5)

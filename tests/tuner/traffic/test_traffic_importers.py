@@ -150,6 +150,7 @@ HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 GOOD = '{"timestamp": 1, "input_length": 9, "output_length": 1, "hash_ids": [1]}\n'
 NO_TEXT = '{"custom_id": "a", "url": "/v1/chat/completions", "body": {"messages": [{"role": "user", "content": [%s]}]}}'
 CAT = '[{"conversations": [{"from": "cat", "value": "secret"}]}]'
+BODY = '{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "p", "max_tokens": 1, %s}}\n'
 BAD_SOURCES = [
     ("azure", "a column is missing", "TIMESTAMP,ContextTokens\n", "line 1: expected the columns TIMESTAMP"),
     ("azure", "empty file", "", "TIMESTAMP is missing"),
@@ -190,6 +191,10 @@ BAD_SOURCES = [
     ("otel", "a number", "7", "span 1: expected a span as one JSON object"),
     ("lengths", "no rate", "num_prefill_tokens,num_decode_tokens\n1,1\n2,2\n", "--rate: expected starts a second"),
     ("vllm-timed-trace", "no unit", GOOD, "--unit arrival: expected s, ms, us, ns or iso"),
+    ("otel", "the second span", '[{"name": "x"}, 7]', "span 2: expected a span as one JSON object"),
+    ("openai-batch", "a seed of more bits", BODY % '"seed": 9e30', "line 1: body.seed: expected a whole number of 64"),
+    ("openai-batch", "no nucleus", BODY % '"top_p": 0', "line 1: body.top_p: expected a number from"),
+    ("azure", "another millennium", HEADER + "9999-12-31 23:59:59,1,1\n", "line 2: TIMESTAMP: no time before 2097"),
     ("csv", "nothing mapped", "a,b\n1,2\n", "--map: expected prompt_tokens=COLUMN or prompt=COLUMN"),
     ("azur", "unknown format", "", "did you mean azure?"),
 ]
@@ -427,3 +432,17 @@ def test_what_is_past_the_window_is_let_go_but_what_comes_late_is_not(tmp_path: 
     columns, units = {"arrival": "at", "prompt_tokens": "n"}, {"arrival": "s"}
     trace = import_trace(path, "csv", columns=columns, units=units, max_tokens=1, end=12.0)
     assert [(r.prompt_tokens, r.arrival) for r in trace.requests] == [(4, 0.0), (1, 10.0)]
+
+
+def test_blank_lines_inside_a_quoted_prompt_stay(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text('\nt,p,o\n1,"a\n\nb",5\n\n2,c,x\n')
+    columns = {"arrival": "t", "prompt": "p", "output_tokens": "o"}
+    found = imported(tmp_path / "log.csv", "csv", columns=columns, units={"arrival": "s"}, max_bad_lines=1)
+    assert [request.prompt for request in found.trace.requests] == ["a\n\nb"]
+    assert [number for number, _ in found.bad_lines] == [7], "the line where the bad record ends, blank ones counted"
+
+
+def test_a_seed_of_64_bits_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "batch.jsonl").write_text(BODY % f'"seed": {-(2**63)}')
+    (request,) = import_trace(tmp_path / "batch.jsonl", "openai-batch", rate=1.0, max_tokens=1).requests
+    assert request.seed == -(2**63)

@@ -41,8 +41,8 @@ def _row(number: int, record: Any) -> Row:
             else values.text(body.get("prompt"), "body.prompt")
         ),
         max_tokens=values.optional_tokens(body.get(key), f"body.{key}"),
-        temperature=values.number(body.get("temperature"), "body.temperature", 1.0),
-        top_p=values.number(body.get("top_p"), "body.top_p", 1.0),
+        temperature=values.temperature(body.get("temperature"), "body.temperature", 1.0),
+        top_p=values.top_p(body.get("top_p"), "body.top_p"),
         top_k=0 if body.get("top_k") in (None, -1) else values.tokens(body["top_k"], "body.top_k"),
-        seed=values.optional_tokens(body.get("seed"), "body.seed"),
+        seed=values.seed(body.get("seed"), "body.seed"),
     )

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from tuner.traffic.importers import values
-from tuner.traffic.importers.otlp import Span, spans
+from tuner.traffic.importers.otlp import Span, raw_spans, span_of
 from tuner.traffic.importers.row import BadLine, LeftOut, Row, Text
 from tuner.traffic.importers.source import Source
 
@@ -32,14 +32,15 @@ def read(source: Source) -> Iterator[Row]:
     sessions: dict[str, str] = {}
     source.word = "span"
 
-    def parse(number: int, span: Span) -> Row:
+    def parse(number: int, raw: Any) -> Row:
+        span = span_of(raw)
         if not _is_completion(span):
             raise LeftOut("no completion")
         if span.failed:
             raise LeftOut("failed")
         return _row(number, span, sessions, source)
 
-    yield from source.rows(enumerate(spans(source), start=1), parse)
+    yield from source.rows(enumerate(raw_spans(source), start=1), parse)
 
 
 def _is_completion(span: Span) -> bool:
@@ -77,8 +78,8 @@ def _row(number: int, span: Span, sessions: dict[str, str], source: Source) -> R
         tenant=values.name(given.get(columns.get("tenant", "")), "tenant"),
         slo_class=values.name(given.get(columns.get("slo_class", "")), "slo_class"),
         max_tokens=values.optional_tokens(given.get("gen_ai.request.max_tokens"), "gen_ai.request.max_tokens"),
-        temperature=values.number(given.get("gen_ai.request.temperature"), "gen_ai.request.temperature", 0.0),
-        top_p=values.number(given.get("gen_ai.request.top_p"), "gen_ai.request.top_p", 1.0),
+        temperature=values.temperature(given.get("gen_ai.request.temperature"), "gen_ai.request.temperature", 0.0),
+        top_p=values.top_p(given.get("gen_ai.request.top_p"), "gen_ai.request.top_p"),
         reference=_answer(span),
     )
 

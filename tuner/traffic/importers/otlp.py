@@ -34,17 +34,7 @@ class Span:
     attributes: Mapping[str, Any]
 
 
-def spans(source: Source) -> Iterator[Span]:
-    """All spans of the file, in its order. Raises ValueError for what is no JSON, BadLine never: a span that makes no
-    sense is counted by the source."""
-    for number, raw in enumerate(_raw(source), start=1):
-        try:
-            yield _span(raw)
-        except BadLine as error:
-            source.count_bad(number, str(error))
-
-
-def _raw(source: Source) -> Iterator[Any]:
+def raw_spans(source: Source) -> Iterator[Any]:
     for document in _documents(source):
         if isinstance(document, list):
             yield from document
@@ -69,7 +59,7 @@ def _documents(source: Source) -> Iterator[Any]:
     yield from (document for _, document in source.json_records())
 
 
-def _span(raw: Any) -> Span:
+def span_of(raw: Any) -> Span:
     if not isinstance(raw, Mapping):
         raise BadLine("expected a span as one JSON object")
     attributes = _attributes(raw.get("attributes"))

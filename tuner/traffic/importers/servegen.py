@@ -112,8 +112,9 @@ def _datasets(source: Source) -> tuple[Path, dict[int, Mapping[str, Any]]]:
     path = next((p for p in (source.path.with_name(name + end) for end in ("", ".gz")) if p.exists()), None)
     if path is None:
         raise ValueError(f"{source.path}: expected its lengths beside it, in {name} or {name}.gz")
+    content = source.document(path)
     try:
-        document = msgspec.json.decode(source.document(path), type=dict[str, dict[str, str]])
+        document = msgspec.json.decode(content, type=dict[str, dict[str, str]])
         datasets: dict[int, Mapping[str, Any]] = {int(start): lengths for start, lengths in document.items()}
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
         raise ValueError(f"{path}: expected one JSON object, window start -> lengths as text") from None

@@ -6,6 +6,7 @@ import csv
 import gzip
 import hashlib
 import io
+import itertools
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -62,8 +63,8 @@ class Source:
             more = f"; more than {self.options.max_bad_lines} bad lines" if self.options.max_bad_lines else ""
             raise ValueError(f"{self.path}: {self.word} {number}: {why}{more}")
 
-    def lines(self) -> Iterator[tuple[int, bytes]]:
-        """(number, line) of the lines that are not blank."""
+    def lines(self, blank: bool = False) -> Iterator[tuple[int, bytes]]:
+        """(number, line) of the lines that are not blank, or of all."""
         with self.opened(self.path) as file:
             number = 0
             while line := file.readline(MAX_LINE_BYTES + 1):
@@ -71,13 +72,16 @@ class Source:
                 if len(line) > MAX_LINE_BYTES:
                     raise ValueError(f"{self.path}: line {number}: longer than {MAX_LINE_BYTES} bytes")
                 line = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
-                if not line.isspace():
+                if blank or not line.isspace():
                     yield number, line
 
     def csv_records(self, required: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, str | None]]]:
         """(number, columns by name) of a CSV file with a header, which must name the required ones."""
-        text = (line.decode("utf-8", errors="surrogateescape") for _, line in self.lines())
-        reader = csv.DictReader(text)
+        # With its blank lines: a quoted field may hold some. DictReader passes over blank rows itself.
+        numbered = itertools.dropwhile(lambda pair: pair[1].isspace(), self.lines(blank=True))
+        first, header = next(numbered, (1, b""))
+        lines = itertools.chain((header,), (line for _, line in numbered))
+        reader = csv.DictReader(line.decode("utf-8", errors="surrogateescape") for line in lines)
         try:
             present = tuple(reader.fieldnames or ())
             missing = [name for name in required if name not in present]
@@ -86,9 +90,9 @@ class Source:
                     f"{self.path}: line 1: expected the columns {', '.join(required)}; {missing[0]} is missing"
                 )
             for record in reader:
-                yield reader.line_num, record
+                yield reader.line_num + first - 1, record
         except csv.Error as error:
-            raise ValueError(f"{self.path}: line {reader.line_num}: no CSV: {error}") from None
+            raise ValueError(f"{self.path}: line {reader.line_num + first - 1}: no CSV: {error}") from None
 
     def json_records(self) -> Iterator[tuple[int, Any]]:
         """(number, value) of JSON lines, or of the items of one JSON array. A line that is no JSON is bad."""

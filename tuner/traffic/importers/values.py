@@ -60,7 +60,10 @@ def iso_nanoseconds(value: object, key: str) -> int:
         raise BadLine(f"{key}: expected a time as YYYY-MM-DD HH:MM:SS.fff, with or without Z or +HH:MM") from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return int(moment.timestamp()) * 10**9 + int(f"{fraction or '':0<9}")
+    time = int(moment.timestamp()) * 10**9 + int(f"{fraction or '':0<9}")
+    if abs(time) > MOST_NANOSECONDS:
+        raise BadLine(f"{key}: no time before 2097")
+    return time
 
 
 def name(value: object, key: str) -> str | None:
@@ -81,12 +84,24 @@ def text(value: object, key: str) -> str:
     return value
 
 
-def number(value: object, key: str, default: float) -> float:
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadLine(f"{key}: expected a number")
+def temperature(value: object, key: str, default: float) -> float:
+    return default if value is None else _number(value, key, 0.0, 100.0)
+
+
+def top_p(value: object, key: str) -> float:
+    return 1.0 if value is None else _number(value, key, 1e-9, 1.0)
+
+
+def _number(value: object, key: str, least: float, most: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise BadLine(f"{key}: expected a number from {least:g} to {most:g}")
     return float(value)
+
+
+def seed(value: object, key: str) -> int | None:
+    if value is not None and (type(value) is not int or not -(2**63) <= value < 2**63):
+        raise BadLine(f"{key}: expected a whole number of 64 bits")
+    return value
 
 
 def messages(value: object, key: str) -> Text:

@@ -76,7 +76,6 @@ ROWS: dict[str, Row] = {
     "a heavy page that is no page": (RECONFIGURE, changes(kv_window=64, kv_heavy_tokens=8), 400, "less than a page"),
     "guesses without a draft": (RECONFIGURE, changes(num_speculative_tokens=2), 400, "needs draft_model"),
     "another model": (RECONFIGURE, changes(model="/elsewhere"), 409, "a restart is needed to change model"),
-    "a change while others stream": (RECONFIGURE, changes(block_size=8), 409, "in flight"),
     "an unknown path": ("/v1/embeddings", b"{}", 404, "Not Found"),
     "an unfinished path": ("/v1/%FF%ED%A0%80", b"{}", 404, "Not Found"),
     "a read that is a write": ("/v1/models", b"{}", 405, "Method Not Allowed"),
@@ -122,6 +121,15 @@ async def test_nobody_notices_what_others_get_wrong(engine: Engine) -> None:
         for tokens in await asyncio.gather(*streams):
             assert tokens == alone
     assert "Traceback" not in engine.stderr.read_text()
+
+
+async def test_a_change_while_others_stream(engine: Engine) -> None:
+    fields = {"prompt": PROMPT, "max_tokens": 400, "temperature": 0, "ignore_eos": True, "stream": True}
+    async with aiohttp.ClientSession(engine.url) as http, http.post(C, json=fields) as streaming:
+        assert (await streaming.content.readline()).startswith(b"data: {")
+        status, error = await refused(http, RECONFIGURE, changes(block_size=8))
+        assert (status, "in flight" in error["message"]) == (409, True)
+        assert (await streaming.content.read()).endswith(b"data: [DONE]\n\n")
 
 
 async def test_more_memory_than_there_is(engine: Engine) -> None:

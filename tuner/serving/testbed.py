@@ -241,9 +241,9 @@ class LiveTestbed:
         return True
 
     async def _relaunch(self, config: ServingConfig) -> None:
+        settings = self._settings
         await self._stop()
         self._on_phase("launch", 0.0)
-        settings = self._settings
         path = adapters.write_config(config, settings.directory)
         command = adapters.command(path, settings.launcher)
         self._process = await launch(command, {}, settings.directory / "engine.log", settings.launch_timeout)
@@ -252,22 +252,20 @@ class LiveTestbed:
     async def _warm_up(self, requests: Sequence[Request], model: str) -> None:
         """A few tokens with the new configuration, so that no recorded request pays for first-time allocations."""
         first = [replace(r, output_tokens=None, max_tokens=WARM_UP_TOKENS) for r in requests[:WARM_UP_REQUESTS]]
-        process = self._alive()
-        start = asyncio.get_running_loop().time()
+        process, start = self._alive(), asyncio.get_running_loop().time()
         async with EngineApi(process.base_url) as api:
             watchdog = Watchdog(process, api, self._settings.hang_timeout)
             await watchdog.run(asyncio.gather(*(send(process.base_url, model, r, start) for r in first)))
 
     async def _replay(self, api: EngineApi, load: Load, model: str, stop: Stop | None) -> Replay:
-        process = self._alive()
-        watchdog = Watchdog(process, api, self._settings.hang_timeout)
+        watchdog = Watchdog(process := self._alive(), api, self._settings.hang_timeout)
 
         def note(progress: Progress) -> None:
             watchdog.outstanding = progress.offered > progress.finished
             watchdog.finished = progress.finished
             self._on_phase("replay", min(progress.elapsed / max(load.duration, 1e-9), 1.0))
 
-        work = replay(
+        sending = replay(
             load.requests,
             process.base_url,
             model,
@@ -278,7 +276,7 @@ class LiveTestbed:
             token_ids=True,
             span=load.span,
         )
-        replayed = await watchdog.run(asyncio.ensure_future(work))
+        replayed = await watchdog.run(asyncio.ensure_future(sending))
         broken = any(record.error in BROKEN for record in replayed.records)
         if broken and (failure := await process.await_failure(DYING_SECONDS)) is not None:
             raise failure

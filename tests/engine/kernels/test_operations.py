@@ -79,6 +79,7 @@ def test_float8_pages_on_an_older_gpu_are_refused(tiny_draft: Path, monkeypatch:
     config = EngineConfig(model=str(tiny_draft), device="cpu")
     runner = ModelRunner(config)
     monkeypatch.setattr(runner, "_device", torch.device("cuda"))
+    monkeypatch.setattr(runner, "_backend", "triton")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**40, 2**40))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     with pytest.raises(ValueError, match="^kv_cache_dtype: fp8_e4m3 in kernels needs .*; use int8$"):

@@ -6,68 +6,70 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from reports.style import compared
-from reports.text import NONE, interval, number, percent_interval, seconds
+from reports.text import NONE, interval, number, percent, percent_interval, seconds
 from tuner.results import StudyResults, TrialResult, cost_of
 from tuner.scoring.cost import Cost
 from tuner.scoring.metrics import Interval
 
+QUALITY = "1 = reference"
+SHARE = "share"
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One metric. unit: "" where the values carry it. change: recommended against baseline, "" where not a ratio."""
+    """One metric; an Interval (95 %) where one is known, None where the trial does not have the number."""
 
     metric: str
     unit: str
-    baseline: str
-    recommended: str
-    change: str
+    baseline: Interval | float | None
+    recommended: Interval | float | None
 
-
-@dataclass(frozen=True, slots=True)
-class _Value:
-    text: str
-    number: float | None
-    unit: str = ""
+    @property
+    def change(self) -> float | None:
+        """Recommended against baseline, per cent; None where not a ratio."""
+        old, new = _point(self.baseline), _point(self.recommended)
+        if self.unit in (QUALITY, SHARE) or not old or new is None:
+            return None
+        return (new / old - 1) * 100
 
 
 def info(results: StudyResults, recommended: int | None) -> tuple[Row, ...]:
-    """Goodput, p95 latencies and attainment by class, quality; intervals are 95 %."""
+    """Goodput, p95 latencies and attainment by class, quality."""
     cost = cost_of(results.spec)
     values = [dict(_values(trial, cost)) for _, trial in compared(results, recommended)]
     before, after = values[0], values[1] if len(values) > 1 else {}
-    rows = []
-    for metric in dict.fromkeys([*before, *after]):
-        old, new = before.get(metric), after.get(metric)
-        known = new or old
-        assert known is not None
-        rows.append(Row(metric, known.unit, _text(old), _text(new), _change(old, new)))
-    return tuple(rows)
+    return tuple(Row(*key, before.get(key), after.get(key)) for key in dict.fromkeys([*before, *after]))
 
 
-def _values(trial: TrialResult, cost: Cost | None) -> Iterator[tuple[str, _Value]]:
+def _values(trial: TrialResult, cost: Cost | None) -> Iterator[tuple[tuple[str, str], Interval | float | None]]:
+    """(metric, unit) and value."""
     traffic, quality = trial.traffic, trial.quality
     if traffic is not None:
-        yield "goodput", _Value(interval(traffic.goodput), traffic.goodput.value, "requests/s")
-        for name, per in cost.of(traffic.goodput).items() if cost is not None else ():
-            yield name, _Value(interval(per), per.value, "requests")
-        yield "output", _Value(number(traffic.output_tokens_per_second), traffic.output_tokens_per_second, "tokens/s")
+        yield ("goodput", "requests/s"), traffic.goodput
+        yield from (((name, "requests"), per) for name, per in (cost.of(traffic.goodput).items() if cost else ()))
+        yield ("output", "tokens/s"), traffic.output_tokens_per_second
         for name, one in traffic.classes.items():
             for metric in ("ttft", "tpot"):
-                value = one.percentiles.get(metric, {}).get(95)
-                yield f"p95 {metric.upper()}, {name}", _Value(seconds(value), value)
+                yield (f"p95 {metric.upper()}, {name}", "s"), one.percentiles.get(metric, {}).get(95)
         for name, one in traffic.classes.items():
-            yield f"SLO attainment, {name}", _Value(percent_interval(one.attainment), None)
+            yield (f"SLO attainment, {name}", SHARE), one.attainment
     if quality is not None:
-        shown = interval(Interval(quality.value, quality.low, quality.high), digits=4)
-        yield "quality", _Value(shown, None, "1 = reference")
+        yield ("quality", QUALITY), Interval(quality.value, quality.low, quality.high)
 
 
-def _text(value: _Value | None) -> str:
-    return NONE if value is None else value.text
+def shown(value: Interval | float | None, unit: str) -> str:
+    """A value as a reader sees it: latencies and shares with their unit, the others without."""
+    if value is None:
+        return NONE
+    if isinstance(value, Interval):
+        return percent_interval(value) if unit == SHARE else interval(value, digits=4 if unit == QUALITY else 3)
+    return {"s": seconds, SHARE: percent}.get(unit, number)(value)
 
 
-def _change(old: _Value | None, new: _Value | None) -> str:
-    if old is None or new is None or not old.number or new.number is None:
-        return ""
-    change = (new.number / old.number - 1) * 100
-    return f"{'+' if change > 0 else ''}{number(change)} %".replace("-", "−")
+def shown_change(change: float | None) -> str:
+    """Per cent with its sign."""
+    return "" if change is None else f"{'+' if change > 0 else ''}{number(change)} %".replace("-", "−")
+
+
+def _point(value: Interval | float | None) -> float | None:
+    return value.value if isinstance(value, Interval) else value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from reports import comparison, knob_effects, pareto_front, quality_slices, slo_compliance, study_history, text
+from reports import comparison, doubts, knob_effects, pareto_front, quality_slices, slo_compliance, study_history, text
 from reports import trial_table as trials
 from reports.template import render
 from tuner.recommend import Recommendation
@@ -39,11 +39,11 @@ def _content(results: StudyResults, recommendation: Recommendation) -> dict[str,
         "knobs": knob_effects.plot(knob_effects.info(results)),
         "history": (history, study_history.plot(history)),
         "reasons": study_history.reasons(results),
-        "table": trials.info(results, number),
+        "table": trials.table(trials.info(results, number)),
         "states": {state: sum(t.state == state for t in results.trials) for state in STATES},
         "load": load_in_words(results),
         "facts": tuple(text.flat({"environment": results.environment, "provenance": results.provenance})),
-        "doubts": doubts(results, number),
+        "doubts": doubts.info(results, number),
     }
 
 
@@ -64,14 +64,3 @@ def load_in_words(results: StudyResults) -> str:
         f"Trials replayed the recorded window {pace}. The baseline meets its SLOs at that load, so no configuration "
         "can show much more goodput than the requests offered."
     )
-
-
-def doubts(results: StudyResults, recommended: int | None) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Each doubt with the trials it is about; those about baseline or recommendation first."""
-    found: dict[str, list[int]] = {}
-    for trial in results.trials:
-        for doubt in trial.doubts:
-            found.setdefault(doubt, []).append(trial.number)
-    matters = {results.baseline.number, recommended}
-    ordered = sorted(found.items(), key=lambda item: (matters.isdisjoint(item[1]), -len(item[1])))
-    return tuple((doubt, tuple(numbers)) for doubt, numbers in ordered)

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from reports import text
+from reports import comparison, text
 
 _HERE = Path(__file__).parent
 
@@ -26,7 +26,7 @@ def render(template: str, content: Mapping[str, Any]) -> str:
     environment.filters.update(
         number=text.number, plain=text.plain, seconds=text.seconds, percent=text.percent,
         percent_interval=text.percent_interval, interval=text.interval, knob_value=text.knob_value,
-        figure_json=_figure_json,
+        figure_json=_figure_json, shown=comparison.shown, shown_change=comparison.shown_change,
     )  # fmt: skip
     scripts = {"plotly_js": get_plotlyjs(), "page_js": (_HERE / "page.js").read_text(encoding="utf-8")}
     return environment.get_template(template).render(

@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from reports.style import BASELINE, RECOMMENDED
 from reports.text import NONE, knob_value, number, seconds
 from tuner.results import StudyResults, TrialResult
+from tuner.scoring.metrics import Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One trial. goodput: requests/s. quality: 1 = reference; None where the probes were not asked. tail_latency: s.
+
+    tightest: the constraint with the least slack; slack: by how much it holds, negative where missed. spent: seconds.
+    """
+
+    trial: int
+    role: str
+    state: str
+    on_front: bool
+    goodput: Interval | None
+    quality: float | None
+    tail_latency: float | None
+    tightest: str
+    slack: float | None
+    knobs: Mapping[str, Any]
+    reason: str
+    detail: str
+    spent: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,32 +50,49 @@ class Table:
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
 
 
-def info(results: StudyResults, recommended: int | None) -> Table:
-    """One row a trial: number, state, objectives, the constraint with the least slack, knobs, reason, time spent."""
-    knobs = tuple(dict.fromkeys(name for trial in results.trials for name in trial.knobs))
-    head = ("trial", "state", "goodput (requests/s)", "quality", "tail latency", "tightest constraint")
-    rows = []
-    for trial in results.trials:
-        role = "baseline" if trial is results.baseline else ""
-        role = "recommended" if trial.number == recommended else role
-        cells = (*_measured(trial, role), *(_knob(trial, name) for name in knobs), *_ending(trial))
-        rows.append((role, cells))
-    return Table((*head, *knobs, "reason", "time"), tuple(rows))
+def info(results: StudyResults, recommended: int | None) -> tuple[Row, ...]:
+    """One row a trial, in the order of trials."""
+    return tuple(_row(trial, results, recommended) for trial in results.trials)
 
 
-def _measured(trial: TrialResult, role: str) -> tuple[Cell, ...]:
-    goodput, quality, tail = trial.objectives or (None, None, None)
-    if trial.quality is None:
-        quality = None  # the objective of a trial that was not asked the probes is 0: unknown, not bad
+def _row(trial: TrialResult, results: StudyResults, recommended: int | None) -> Row:
+    role = BASELINE if trial is results.baseline else ""
     worst = max(trial.constraints.items(), key=lambda item: item[1], default=None)
-    state = trial.state + (", on the front" if trial.on_front else "")
+    return Row(
+        trial=trial.number,
+        role=RECOMMENDED if trial.number == recommended else role,
+        state=trial.state,
+        on_front=trial.on_front,
+        goodput=None if trial.traffic is None else trial.traffic.goodput,
+        quality=None if trial.quality is None else trial.quality.value,
+        tail_latency=None if trial.objectives is None else trial.objectives[2],
+        tightest="" if worst is None else worst[0],
+        slack=None if worst is None else -worst[1],
+        knobs=trial.knobs,
+        reason=trial.reason or "",
+        detail=trial.detail or "",
+        spent=sum(trial.seconds.values()) if trial.seconds else None,
+    )
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """The rows as a reader sees them: a column a knob between the figures and the reason."""
+    knobs = tuple(dict.fromkeys(name for row in rows for name in row.knobs))
+    head = ("trial", "state", "goodput (requests/s)", "quality", "tail latency", "tightest constraint")
+    cells = [(row.role, (*_measured(row), *(_knob(row, name) for name in knobs), *_ending(row))) for row in rows]
+    return Table((*head, *knobs, "reason", "time"), tuple(cells))
+
+
+def _measured(row: Row) -> tuple[Cell, ...]:
+    state = row.state + (", on the front" if row.on_front else "")
+    goodput = None if row.goodput is None else row.goodput.value
     return (
-        Cell(f"{trial.number} {role}".strip(), trial.number),
+        Cell(f"{row.trial} {row.role}".strip(), row.trial),
         Cell(state, state),
         _number(number(goodput), goodput),
-        _number(number(quality, 4), quality),
-        _number(seconds(tail), tail),
-        Cell(NONE, "") if worst is None else Cell(f"{worst[0]} {number(worst[1])}", worst[1]),
+        _number(number(row.quality, 4), row.quality),
+        _number(seconds(row.tail_latency), row.tail_latency),
+        Cell(NONE, "") if row.slack is None else Cell(f"{row.tightest} {number(row.slack)}", row.slack),
     )
 
 
@@ -57,15 +100,14 @@ def _number(text: str, value: float | None) -> Cell:
     return Cell(text, "" if value is None else value)
 
 
-def _knob(trial: TrialResult, name: str) -> Cell:
-    if name not in trial.knobs:
+def _knob(row: Row, name: str) -> Cell:
+    if name not in row.knobs:
         return Cell(NONE, "")
-    value = trial.knobs[name]
+    value = row.knobs[name]
     text = knob_value(name, value)
     return Cell(text, float(value) if isinstance(value, (int, float)) else text)
 
 
-def _ending(trial: TrialResult) -> tuple[Cell, Cell]:
-    reason = ": ".join(part for part in (trial.reason, trial.detail) if part)
-    spent = sum(trial.seconds.values())
-    return Cell(reason, reason), Cell(f"{number(spent)} s" if trial.seconds else NONE, spent)
+def _ending(row: Row) -> tuple[Cell, Cell]:
+    reason = ": ".join(part for part in (row.reason, row.detail) if part)
+    return Cell(reason, reason), _number(NONE if row.spent is None else f"{number(row.spent)} s", row.spent)

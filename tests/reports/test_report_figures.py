@@ -9,9 +9,10 @@ from hand_made_study import RECOMMENDED, spec, study
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports import comparison, knob_effects, pareto_front, quality_slices, slo_compliance, study_history, text
+from reports import comparison, doubts, knob_effects, pareto_front, quality_slices, slo_compliance, study_history, text
 from reports import trial_table as trials
-from reports.page import doubts, load_in_words, tail_name
+from reports.comparison import shown, shown_change
+from reports.page import load_in_words, tail_name
 from tuner.results import StudyResults
 
 
@@ -107,7 +108,7 @@ def test_reasons_are_grouped_most_frequent_first(results: StudyResults) -> None:
 
 
 def test_trial_table_has_every_trial_and_sorts_by_numbers(results: StudyResults) -> None:
-    table = trials.info(results, RECOMMENDED)
+    table = trials.table(trials.info(results, RECOMMENDED))
     assert len(table.rows) == 16
     assert {len(cells) for _, cells in table.rows} == {len(table.columns)}
     role, cells = table.rows[9]
@@ -121,22 +122,26 @@ def test_trial_table_has_every_trial_and_sorts_by_numbers(results: StudyResults)
 
 def test_comparison_shows_both_with_change(results: StudyResults) -> None:
     rows = {row.metric: row for row in comparison.info(results, RECOMMENDED)}
-    goodput = rows["goodput"]
-    assert (goodput.baseline, goodput.recommended) == ("3.20 [3.07, 3.30]", "5.60 [5.38, 5.77]")
-    assert (goodput.change, goodput.unit) == ("+75.0 %", "requests/s")
-    assert (rows["p95 TTFT, chat"].recommended, rows["p95 TTFT, chat"].change) == ("360 ms", "−74.6 %")
-    assert rows["quality"].recommended == "0.9985 [0.9965, 0.9995]"
+
+    def told(metric: str) -> tuple[str, str, str]:
+        row = rows[metric]
+        return (*(shown(value, row.unit) for value in (row.baseline, row.recommended)), shown_change(row.change))
+
+    assert told("goodput") == ("3.20 [3.07, 3.30]", "5.60 [5.38, 5.77]", "+75.0 %")
+    assert told("p95 TTFT, chat") == ("1.42 s", "360 ms", "−74.6 %")
+    assert told("SLO attainment, chat") == ("55.0 % [48.7, 61.3]", "97.5 % [95.5, 99.5]", "")
+    assert told("quality")[1:] == ("0.9985 [0.9965, 0.9995]", "")
 
 
 @pytest.mark.parametrize("number", [None, 0], ids=["abstention", "the baseline itself"])
 def test_comparison_without_a_second_configuration_has_one_column(results: StudyResults, number: int | None) -> None:
-    assert {row.recommended for row in comparison.info(results, number)} == {"–"}
+    assert {row.recommended for row in comparison.info(results, number)} == {None}
 
 
 def test_a_failed_baseline_leaves_its_column_empty(results: StudyResults) -> None:
     failed = replace(results.trials[2], number=0)
     rows = comparison.info(study(trials=(failed, *results.trials[1:])), RECOMMENDED)
-    assert {row.baseline for row in rows} == {"–"}
+    assert {row.baseline for row in rows} == {None}
     assert {row.metric for row in rows} >= {"goodput", "quality"}
 
 
@@ -152,8 +157,11 @@ def test_load_is_told_in_words(results: StudyResults) -> None:
 
 def test_doubts_about_what_is_deployed_come_first(results: StudyResults) -> None:
     others = [replace(t, doubts=("client_lagged: far",)) if t.number in (3, 4, 5) else t for t in results.trials]
-    found = doubts(study(trials=tuple(others)), RECOMMENDED)
-    assert [numbers for _, numbers in found] == [(0, 9), (3, 4, 5)]
+    found = doubts.info(study(trials=tuple(others)), RECOMMENDED)
+    assert [(row.doubt, row.trials, row.decisive) for row in found] == [
+        ("few_requests", (0, 9), True),
+        ("client_lagged", (3, 4, 5), False),
+    ]
 
 
 def test_tail_is_named_as_in_the_study_file() -> None:

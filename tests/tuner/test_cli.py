@@ -90,8 +90,9 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     assert again.exit_code == 2 and "expected --resume to go on or --fresh" in again.stderr
     later = tune("recommend", run)
     assert later.exit_code == 0 and later.stdout.splitlines()[0] in done.stdout
-    assert tune("report", run, "--out", tmp_path / "r.html").exit_code == 0
+    assert tune("report", run, "--out", tmp_path / "r.html", "--csv", tmp_path / "csv").exit_code == 0
     assert (tmp_path / "r.html").stat().st_size > 1000
+    assert len((tmp_path / "csv" / "trials.csv").read_text().splitlines()) == 6, "a heading, the baseline, four trials"
     exported = tune("export", run, "--to", "vllm", "--out", tmp_path / "there")
     assert exported.exit_code == 0 and (tmp_path / "there" / "vllm.yaml").is_file()
 

@@ -181,13 +181,23 @@ def report(
     run: RunArgument,
     out: Annotated[Path | None, typer.Option(help="File to write; default RUN/report.html.")] = None,
     study: StudyOption = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the table of every figure into this directory, too.")] = None,
 ) -> None:
-    """Write the report of a run: one HTML file that needs no network."""
+    """Write the report of a run: one HTML file that needs no network.
+
+    Example: tune report runs/demo --csv tables
+    """
     from reports.page import write_report
 
     path = out or (run.parent if run.suffix == ".db" else run) / "report.html"
-    write_report(*_open(run, study), path)
+    results, found = _open(run, study)
+    write_report(results, found, path)
     typer.echo(f"wrote {path}")
+    if csv is not None:
+        from reports.tables import tables, write_tables
+
+        for table in write_tables(tables(results, found), csv):
+            typer.echo(f"wrote {table}")
 
 
 def export(

@@ -48,6 +48,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "tuner.capacity": ("tuner.threshold", "tuner.early_stop", "tuner.serving.testbed", SCORING, TRAFFIC),
     "tuner.fairness": ("tuner.capacity", "tuner.serving.testbed", SCORING, TRAFFIC),
     "tuner.recommend": ("tuner.results", "tuner.store", "tuner.pareto", SCORING),
+    "tuner.whatif": ("tuner.recommend", "tuner.results", "tuner.spec", "tuner.store"),
     "tuner.study_file": ("tuner.traffic.trace",),
     "tuner.doctor": ("tuner.environment", "engine.memory"),
     "tuner.standing": (

@@ -6,12 +6,12 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from tuner.plan import Plan
+from tuner.spec import flat
 from tuner.store import Store
 from tuner.stored import Lease, StudyInfo
 
@@ -35,7 +35,7 @@ def check_unchanged(info: StudyInfo, plan: Plan) -> None:
     name = plan.spec.name
     if info.space_hash != plan.space.fingerprint:
         raise ValueError(_refusal(name, "search_space"))
-    before, after = _flat(json.loads(info.spec)), _flat(plan.spec.model_dump(mode="json"))
+    before, after = flat(json.loads(info.spec)), flat(plan.spec.model_dump(mode="json"))
     for key in (*after, *(key for key in before if key not in after)):
         if before.get(key) != after.get(key) and not key.startswith(MAY_CHANGE):
             raise ValueError(_refusal(name, key))
@@ -105,11 +105,3 @@ def _started(pid: int) -> float | None:
 
 def _refusal(name: str, key: str) -> str:
     return f"{key}: changed since study {name!r} began; change it back, or choose another name for a new study"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat

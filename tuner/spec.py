@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -162,6 +163,11 @@ class StudySpec(_Section):
 
 def load_spec(path: Path) -> StudySpec:
     """Read study.yaml; relative paths are taken from its own directory. Raises ValueError with one line."""
+    return parse_spec(read_mapping(path), source=str(path), base=path.parent)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ValueError with one line."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -170,7 +176,15 @@ def load_spec(path: Path) -> StudySpec:
         raise ValueError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping, found {type(values).__name__}")
-    return parse_spec(values, source=str(path), base=path.parent)
+    return values
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return found
 
 
 def parse_spec(values: dict[str, Any], source: str, base: Path) -> StudySpec:

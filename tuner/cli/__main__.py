@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from tuner.cli import machine, measure, quality, studies, study, trace, trace_synth, trace_tools
+from tuner.cli import machine, measure, quality, studies, study, trace, trace_synth, trace_tools, whatif
 from tuner.cli.errors import ErrorGroup
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command()(study.init)
 app.command()(study.run)
 app.command()(studies.status)
 app.command("recommend")(study.recommend_)
+app.command()(whatif.whatif)
 app.command()(study.report)
 app.command()(study.export)
 app.command()(trace.record)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.cli.study import DATABASE, RunArgument
+from tuner.cli.study import DATABASE, RunArgument, database_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -73,7 +73,7 @@ def show(run: RunArgument) -> None:
     from tuner.results import load_results
     from tuner.store import Store
 
-    with Store(_database(run), create=False) as store:
+    with Store(database_of(run), create=False) as store:
         for name in store.study_names():
             Console(highlight=False).print(_trials(name, load_results(store, name)))
 
@@ -90,7 +90,7 @@ def delete(
     from tuner.resume import runner_alive
     from tuner.store import Store
 
-    with Store(_database(run), create=False) as store:
+    with Store(database_of(run), create=False) as store:
         names = store.study_names()
         for name in names:
             if (owner := runner_alive(store, name)) is not None:
@@ -102,21 +102,17 @@ def delete(
             typer.echo(f"deleted {name}")
 
 
-def _database(run: Path) -> Path:
-    return run if run.suffix == ".db" else run / DATABASE
-
-
 def _standings(run: Path) -> list[Standing]:
     from tuner.standing import standing
     from tuner.store import Store
 
-    with Store(_database(run), create=False) as store:
+    with Store(database_of(run), create=False) as store:
         return [standing(store, name) for name in store.study_names()]
 
 
 def _of_run(run: Path) -> list[Standing]:
     if not (found := _standings(run)):
-        raise ValueError(f"{_database(run)}: holds no study")
+        raise ValueError(f"{database_of(run)}: holds no study")
     return found
 
 

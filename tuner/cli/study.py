@@ -143,13 +143,18 @@ def _open(directory: Path, study: Path | None = None) -> tuple[StudyResults, Rec
     from tuner.spec import load_spec
     from tuner.store import Store
 
-    path = directory if directory.suffix == ".db" else directory / DATABASE
+    path = database_of(directory)
     with Store(path, create=False) as store:
         names = store.study_names()
         if not names:
             raise ValueError(f"{path}: holds no study")
         results = load_results(store, names[0], load_spec(study) if study is not None else None)
     return results, recommend(results)
+
+
+def database_of(run: Path) -> Path:
+    """The database of a run's directory; the file itself where it is given."""
+    return run if run.suffix == ".db" else run / DATABASE
 
 
 def _remove_earlier(directory: Path) -> None:

@@ -1,0 +1,232 @@
+"""What would be recommended under other SLOs, floors, tail or cost: stored records scored again, without an engine."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuner.recommend import Recommendation, held, recommend
+from tuner.results import StudyResults, load_results
+from tuner.spec import StudySpec, flat, parse_spec, read_mapping
+from tuner.store import Store
+
+SECTIONS = ("slos", "quality", "tail", "cost")
+FLOORS = ("floors", "default_floor")
+"""What of a study file says how records are scored; of its quality section, these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """One constraint: trials that miss it as the study was scored, and as it is scored now, of those that were measured
+    as far as it asks (a replay that was stopped answered no probes)."""
+
+    name: str
+    missed_before: int
+    missed_after: int
+    measured: int
+
+
+@dataclass(frozen=True, slots=True)
+class WhatIf:
+    """before, after: the recommendations by the study's own file, and by the changed one; results: of the changed one.
+
+    changes: dotted keys of the study file -> (old, new). old_missed: what the old recommendation misses now, by how
+    much; empty where there was none. holds: it still meets everything; None where there was none. unknown: in words,
+    what scoring again cannot tell.
+    """
+
+    before: Recommendation
+    after: Recommendation
+    results: StudyResults
+    changes: Mapping[str, tuple[Any, Any]]
+    bindings: tuple[Binding, ...]
+    old_missed: Mapping[str, float]
+    holds: bool | None
+    unknown: tuple[str, ...]
+
+    @property
+    def same(self) -> bool:
+        """The same trial is recommended, or none both times."""
+        return _number(self.before) == _number(self.after)
+
+
+def whatif(store: Store, study: str, path: Path) -> WhatIf:
+    """Score a study again with what `path` says: a study file, of which only the sections that score count, or a file
+    of those sections alone, in which what is not named stays and `null` takes a bound away (RFC 7386).
+
+    Raises ValueError: one line naming the file, the key, and what was expected.
+    """
+    old = load_results(store, study)
+    slices = {name.removeprefix("quality:") for trial in old.trials for name in trial.constraints if _quality(name)}
+    spec = changed_spec(old.spec, path, slices)
+    try:
+        new = load_results(store, study, spec)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    before, after = recommend(old), recommend(new)
+    missed, changes = _missed(new, before), _changes(old.spec, spec)
+    return WhatIf(
+        before=before,
+        after=after,
+        results=new,
+        changes=changes,
+        bindings=_bindings(old, new),
+        old_missed=missed,
+        holds=None if before.trial is None else not missed and _state(new, before) == "feasible",
+        unknown=() if all(key.startswith("cost") for key in changes) else tuple(_unknown(old, new, after)),
+    )
+
+
+def changed_spec(old: StudySpec, path: Path, slices: Collection[str]) -> StudySpec:
+    """The study's file with the sections of `path` in place. slices: those that the stored probes have."""
+    values = read_mapping(path)
+    base = old.model_dump(mode="json")
+    if any(key in StudySpec.model_fields and key not in SECTIONS for key in values):
+        given = parse_spec(values, source=str(path), base=path.parent).model_dump(mode="json")
+        new = base | {key: given[key] for key in SECTIONS if key != "quality"}
+        new["quality"] = base["quality"] | {key: given["quality"][key] for key in FLOORS}
+    else:
+        _check_sections(values, old, path)
+        new = _merged(base, values)
+    spec = parse_spec(new, source=str(path), base=Path("/"))
+    for name in spec.quality.floors:
+        _check_known(path, f"quality.floors.{name}", name, slices, "the stored probes have")
+    return spec
+
+
+def _check_sections(values: Mapping[str, Any], old: StudySpec, path: Path) -> None:
+    for key in values:
+        _check_known(path, str(key), str(key), SECTIONS, "expected a study file, or of it")
+    for section, known in (("slos", tuple(old.slos)), ("quality", FLOORS)):
+        given = values.get(section, {})
+        if not isinstance(given, dict):
+            raise ValueError(f"{path}: {section}: expected a mapping, found {type(given).__name__}")
+        for key in given:
+            words = "the study's classes are" if section == "slos" else "scoring again can change"
+            _check_known(path, f"{section}.{key}", str(key), known, words)
+
+
+def _check_known(path: Path, where: str, name: str, known: Collection[str], words: str) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"{words} {', '.join(sorted(known)) or 'none'}"
+        raise ValueError(f"{path}: {where}: unknown; {hint}")
+
+
+def _merged(base: Any, patch: Any) -> Any:
+    """JSON Merge Patch, RFC 7386."""
+    if not isinstance(patch, dict):
+        return patch
+    merged = dict(base) if isinstance(base, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = _merged(merged.get(key), value)
+    return merged
+
+
+def _changes(old: StudySpec, new: StudySpec) -> dict[str, tuple[Any, Any]]:
+    before, after = (flat(spec.model_dump(mode="json", include=set(SECTIONS))) for spec in (old, new))
+    keys = dict.fromkeys([*before, *after])
+    return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+
+
+def _bindings(old: StudyResults, new: StudyResults) -> tuple[Binding, ...]:
+    names = sorted({name for results in (old, new) for trial in results.trials for name in trial.constraints})
+    return tuple(
+        Binding(name, sum(v > 0 for v in _values(old, name)), sum(after), len(after))
+        for name in names
+        for after in [[value > 0 for value in _values(new, name)]]
+    )
+
+
+def _values(results: StudyResults, name: str) -> list[float]:
+    """A constraint in the trials that were measured as far as it asks."""
+    asked = [trial for trial in results.trials if trial.quality is not None or not _quality(name)]
+    return [trial.constraints[name] for trial in asked if name in trial.constraints]
+
+
+def _missed(new: StudyResults, before: Recommendation) -> dict[str, float]:
+    """What the old recommendation misses now, in its trial or where it was measured again; the worst of each."""
+    if before.trial is None:
+        return {}
+    number = before.trial.number
+    measured = [trial.constraints for trial in new.trials if trial.number == number]
+    measured += [v.constraints for v in new.validations if v.trial == number and v.purpose != "calibration"]
+    missed: dict[str, float] = {}
+    for constraints in measured:
+        for name, value in constraints.items():
+            if value > max(missed.get(name, 0.0), 0.0):
+                missed[name] = value
+    return missed
+
+
+def _state(results: StudyResults, found: Recommendation) -> str:
+    return next(trial.state for trial in results.trials if trial.number == _number(found))
+
+
+def _unknown(old: StudyResults, new: StudyResults, after: Recommendation) -> list[str]:
+    words = []
+    stopped = [trial.number for trial in new.trials if trial.reason == "stopped_early"]
+    if stopped:
+        words.append(
+            f"{len(stopped)} of {len(new.trials)} replays ended early because the old SLOs were out of reach. They "
+            "count as missed and answered no probes; under looser bounds a whole replay might have held."
+        )
+    if old.spec.traffic.time_scale == "auto":
+        words.append(
+            f"The load, {old.time_scale:g} times the recorded rate, was found for the old SLOs; a study of the new "
+            "ones might have found another, at which the configurations rank differently."
+        )
+    if new.baseline.state == "feasible" and old.baseline.state != "feasible":
+        words.append("At this load the baseline holds now: configurations that can serve more had nothing to show.")
+    if any(trial.quality is not None and not trial.quality.complete for trial in new.trials):
+        words.append("Some trials were asked only the first probes, for the old floors were lost; they stay unproven.")
+    if after.trial is not None and after.trial.number not in held(new):
+        words.append(f"Trial {after.trial.number} has not held when measured again after the search.")
+    words.append("The search looked where the old SLOs and floors sent it; better configurations may be untried.")
+    return words
+
+
+def _number(found: Recommendation) -> int | None:
+    return None if found.trial is None else found.trial.number
+
+
+def _quality(name: str) -> bool:
+    return name.startswith("quality:")
+
+
+def as_dict(found: WhatIf) -> dict[str, Any]:
+    """Everything but the results, for a script."""
+    return {
+        "changes": {key: {"before": old, "after": new} for key, (old, new) in found.changes.items()},
+        "before": _side(found.before),
+        "after": _side(found.after),
+        "same": found.same,
+        "old_recommendation_holds": found.holds,
+        "old_recommendation_misses": dict(found.old_missed),
+        "constraints": {
+            b.name: {"missed_before": b.missed_before, "missed_after": b.missed_after, "measured": b.measured}
+            for b in found.bindings
+        },
+        "unknown": list(found.unknown),
+    }
+
+
+def _side(found: Recommendation) -> dict[str, Any]:
+    trial = found.trial or found.least_violating
+    goodput = None if trial is None or trial.traffic is None else trial.traffic.goodput
+    closest = max(trial.constraints.items(), key=lambda item: item[1], default=None) if trial is not None else None
+    return {
+        "trial": _number(found),
+        "deployable": found.deployable,
+        "verdict": found.verdict,
+        "closest_trial": None if trial is None else trial.number,
+        "goodput": None if goodput is None else {"value": goodput.value, "low": goodput.low, "high": goodput.high},
+        "binding_constraint": None if closest is None else {"name": closest[0], "violation": closest[1]},
+        "knobs": {} if trial is None else dict(trial.knobs),
+    }

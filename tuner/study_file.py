@@ -102,7 +102,7 @@ def _sections(inputs: Inputs, preset: Preset, directory: Path) -> Iterator[str]:
     yield _entry("search_space", _search_space(inputs))
     yield "\n" + _comment("The latency objective beside goodput and quality.")
     yield _entry("tail", {"slo_class": classes.most_common(1)[0][0], "metric": preset.tail, "percentile": 95})
-    yield "\n" + _comment("More trials later: raise it and run with --resume.")
+    yield "\n" + _comment("More trials later: raise it, then tune resume with this file.")
     yield _entry("budget", {"trials": inputs.trials, "startup_trials": max(1, inputs.trials // 3), "finalists": 2})
 
 

@@ -134,10 +134,29 @@ def test_an_interruption_keeps_everything_and_says_how_to_go_on(tmp_path: Path, 
     study_file(tmp_path)
     status, said = kill_after_trials(tmp_path, 2, number)
     assert status == 130
-    assert "--resume" in said.splitlines()[-1]
+    assert said.splitlines()[-1] == (
+        f"interrupted; go on with: tune resume {tmp_path / 'study.yaml'} --out {tmp_path / 'runs'}"
+    )
     assert "Traceback" not in said
     assert "RUNNING" not in states(tmp_path / "runs" / "fake")
     assert all(gone(pid) for pid in started(tmp_path))
+    resumed = tune("resume", "--out", tmp_path / "runs")  # the only one there that was stopped
+    assert resumed.exit_code == 0, resumed.stderr
+    assert states(tmp_path / "runs" / "fake").count("COMPLETE") == 5
+    done = tune("resume", "--out", tmp_path / "runs")
+    assert done.exit_code == 2 and "expected one run that was stopped, none of 1 was" in done.stderr
+
+
+def test_resume_takes_a_run_or_a_study_file(tmp_path: Path) -> None:
+    study = study_file(tmp_path, budget={"trials": 1, "finalists": 0})
+    runs = tmp_path / "runs"
+    nothing = tune("resume", study, "--out", runs)
+    assert nothing.exit_code == 2 and "fake: holds no study to go on with" in nothing.stderr
+    assert tune("run", study, "--out", runs).exit_code == 0
+    study_file(tmp_path, budget={"trials": 2, "finalists": 0})
+    assert tune("resume", study, "--out", runs).exit_code == 0 and len(states(runs / "fake")) == 3
+    again = tune("resume", runs / "fake")  # by the file it began with: its one trial is done
+    assert again.exit_code == 0 and len(states(runs / "fake")) == 3
 
 
 def test_engine_failures_end_trials_and_not_the_run(tmp_path: Path) -> None:

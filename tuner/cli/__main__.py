@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from tuner.cli import machine, measure, quality, studies, study, trace, trace_synth, trace_tools, whatif
+from tuner.cli import machine, measure, quality, resume, studies, study, trace, trace_synth, trace_tools, whatif
 from tuner.cli.errors import ErrorGroup
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command()(study.init)
 app.command()(study.run)
+app.command()(resume.resume)
 app.command()(studies.status)
 app.command("recommend")(study.recommend_)
 app.command()(whatif.whatif)

@@ -53,7 +53,7 @@ def list_(runs: RunsOption = Path("runs"), as_json: JsonOption = False) -> None:
     """
     from rich.console import Console
 
-    found = [one for database in sorted(runs.glob(f"*/{DATABASE}")) for one in _standings(database.parent)]
+    found = [one for database in sorted(runs.glob(f"*/{DATABASE}")) for one in standings(database.parent)]
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in found], indent=2))
     elif found:
@@ -102,7 +102,8 @@ def delete(
             typer.echo(f"deleted {name}")
 
 
-def _standings(run: Path) -> list[Standing]:
+def standings(run: Path) -> list[Standing]:
+    """How far each study of a run is."""
     from tuner.standing import standing
     from tuner.store import Store
 
@@ -111,7 +112,7 @@ def _standings(run: Path) -> list[Standing]:
 
 
 def _of_run(run: Path) -> list[Standing]:
-    if not (found := _standings(run)):
+    if not (found := standings(run)):
         raise ValueError(f"{database_of(run)}: holds no study")
     return found
 
@@ -126,7 +127,7 @@ def _watch(run: Path) -> None:
     with Live(_table(found), console=Console(highlight=False), auto_refresh=False) as live:
         while any(one.runner for one in found):
             time.sleep(REFRESH_SECONDS)
-            found = _standings(run)
+            found = standings(run)
             live.update(_table(found), refresh=True)
 
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 NOTHING_FEASIBLE = 3
 DATABASE = "study.db"
-OUTPUTS = ("study.db", "study.db-wal", "study.db-shm", "study.yaml", "engine.yaml", "engine.log")
+STUDY_FILE = "study.yaml"
+OUTPUTS = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", STUDY_FILE, "engine.yaml", "engine.log")
 
 RunArgument = Annotated[Path, typer.Argument(help="Directory of a run, such as runs/demo.")]
 StudyOption = Annotated[
@@ -79,7 +80,10 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a study that was interrupted.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete an earlier run of this name first.")] = False,
 ) -> None:
-    """Tune an engine: search, recommendation, report and deploy files under OUT/NAME."""
+    """Tune an engine: search, recommendation, report and deploy files under OUT/NAME.
+
+    Example: tune run study.yaml --out runs
+    """
     from tuner.spec import load_spec
 
     spec = load_spec(study)
@@ -92,11 +96,18 @@ def run(
         raise ValueError(
             f"{directory}: study {spec.name!r} exists; expected --resume to go on or --fresh to start over"
         )
+    execute(study, spec, directory, resume)
+
+
+def execute(file: Path, spec: StudySpec, directory: Path, resume: bool) -> None:
+    """Run or resume a study, and hand over what came of it; Ctrl-C and SIGTERM end it with the line that goes on."""
     previous = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     try:
         _run_study(spec, directory, resume)
     except KeyboardInterrupt:
-        typer.echo(f"\ninterrupted; go on with: tune run {study} --out {out} --resume", err=True)
+        where = "" if file.parent == directory else f" --out {directory.parent}"
+        subject = directory if file.parent == directory else file
+        typer.echo(f"\ninterrupted; go on with: tune resume {subject}{where}", err=True)
         raise typer.Exit(130) from None
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -117,7 +128,7 @@ def _run_study(spec: StudySpec, directory: Path, resume: bool) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if not resume:  # a resumed study keeps the file it began with
         text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
-        (directory / "study.yaml").write_text(text, "utf-8")
+        (directory / STUDY_FILE).write_text(text, "utf-8")
     engine, machine = spec.engine, environment()
     settings = EngineSettings(directory, engine.launcher, engine.launch_timeout, engine.hang_timeout)
     with (

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from reports.style import compared
 from reports.text import NONE, interval, number, percent, percent_interval, seconds
-from tuner.results import StudyResults, TrialResult, cost_of
+from tuner.results import StudyResults, TrialResult
+from tuner.scored import cost_of
 from tuner.scoring.cost import Cost
 from tuner.scoring.metrics import Interval
 

@@ -9,7 +9,7 @@ from tuner.early_stop import hopeless
 from tuner.errors import LaunchError, SpeculationLossy
 from tuner.outcome import Reporter, disqualifying_doubt
 from tuner.plan import Plan
-from tuner.results import floor_of
+from tuner.scored import floor_of
 from tuner.scoring.probes import FINAL, FULL, Probe, ProbeRecord, against
 from tuner.scoring.quality import quality_score
 from tuner.scoring.speculation import DomainSpeculation

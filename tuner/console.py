@@ -34,7 +34,7 @@ class StudyConsole:
         self._console = console or Console(stderr=True, highlight=False)
         # Redrawn when something happens: a thread that redraws would cost the replay its punctuality.
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
-        self._doing = ""
+        self._doing, self._scale = "", ""
         self._baseline: float | None = None
         self._best: tuple[float, int] | None = None
 
@@ -49,11 +49,14 @@ class StudyConsole:
         self._live.stop()
 
     def begin(self, what: str) -> None:
-        self._doing = what
+        self._doing, self._scale = what, ""
         if self._console.is_terminal:
             self.phase("start", 0.0)
         elif not what.startswith(("trial ", "baseline")):
             self._line(what)
+
+    def at(self, time_scale: float) -> None:
+        self._scale = f" x{time_scale:.3g}"
 
     def resumed(self, earlier: Mapping[int, Outcome]) -> None:
         for number, outcome in earlier.items():
@@ -65,7 +68,7 @@ class StudyConsole:
         """The testbed is in this phase and has done this share of it."""
         if self._live.is_started:
             done = f" {share:.0%}" if share else ""
-            self._live.update(Text(f"{self._doing} · {phase}{done} · {self._standing()}"), refresh=True)
+            self._live.update(Text(f"{self._doing}{self._scale} · {phase}{done} · {self._standing()}"), refresh=True)
 
     def note(self, text: str) -> None:
         self._line(text)
@@ -84,7 +87,8 @@ class StudyConsole:
         self._note_best(number, outcome)
         state = "feasible" if outcome.feasible else "infeasible"
         known = "-" if outcome.reason and not quality else f"{quality:.4f}"  # a stopped replay asks no probes
-        figures = f"goodput {goodput:.2f}/s  quality {known}  {self._tail_name} {tail:.3f} s"
+        load = "" if outcome.time_scale is None else f"x{outcome.time_scale:.3g}  "
+        figures = f"{load}goodput {goodput:.2f}/s  quality {known}  {self._tail_name} {tail:.3f} s"
         stopped = "  stopped early" if outcome.reason else ""
         self._line(f"{name:<16} {state:<10} {figures}{stopped}  [{self._standing()}]")
 

@@ -1,51 +1,55 @@
-"""The load of a study: how much faster than recorded the trials replay, so that there is something to tune.
-
-Below capacity every configuration has the same goodput. The baseline is replayed faster and faster until it misses
-at two steps in a row; the trials run at the second, since at the knee itself the baseline would meet or miss its SLOs
-by chance, and one miss may be a slow moment of the machine.
-"""
+"""Where a study's climb begins: the highest rung of the ladder at which the baseline holds its SLOs."""
 
 from __future__ import annotations
 
+from tuner import ladder
 from tuner.bench import Bench
 from tuner.outcome import disqualifying_doubt, misses_an_slo
 from tuner.serving.measurement import Measurement
 
-LADDER = (1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0)
-"""Time scales at which the baseline is tried until it misses an SLO."""
 CONFIRMATIONS = 2
 """Replays that must miss, of one more than that: one slow second of the machine is not the knee."""
 
 
-STEPS_MISSED = 2
-"""Steps in a row at which the baseline must miss; the trials run at the last of them."""
-
-
 def time_scale(bench: Bench) -> float:
-    """How much faster than recorded the trials replay: given, found earlier, or found now."""
+    """How much faster than recorded the first trials replay: given, found earlier, or found now."""
     if (known := bench.store.study_info(bench.study_name).time_scale) is not None:
         return known
-    done: dict[float, list[Measurement]] = {scale: [] for scale in LADDER}
+    done: dict[float, list[Measurement]] = {ladder.scale(rung): [] for rung in range(ladder.RUNGS + 1)}
     for stored in bench.store.measurements(bench.study_name):
         replay = stored.measurement
         if replay.purpose == "calibration" and disqualifying_doubt(bench.plan, replay) is None:
             done[replay.time_scale].append(replay)
-    scale, misses = LADDER[0], 0
-    for scale in LADDER:
-        misses = misses + 1 if _baseline_misses(bench, scale, done[scale]) else 0
-        if misses == STEPS_MISSED:
-            break
+    held = _highest_held(bench, done)
+    scale = ladder.scale(max(held, 0))
     bench.store.set_time_scale(bench.study_name, scale)
-    found = misses == STEPS_MISSED
-    why = "one step past where the baseline misses an SLO" if found else "the most that is tried"
-    bench.report.note(f"load: {scale:g} times the recorded rate, {why}")
+    if held < 0:
+        bench.report.note("load: the baseline misses an SLO at the recorded rate; the trials start there")
+    else:
+        bench.report.note(f"load: the trials start at {scale:g} times the recorded rate, the most the baseline holds")
     return scale
 
 
-def _baseline_misses(bench: Bench, scale: float, replays: list[Measurement]) -> bool:
+def _highest_held(bench: Bench, done: dict[float, list[Measurement]]) -> int:
+    """The rung, -1 if not even the recorded rate is held. Strides double until one misses, then halve (exponential
+    and binary search, Bentley and Yao, 1976)."""
+    low, stride = -1, 1
+    while low + stride <= ladder.RUNGS:
+        if _misses(bench, ladder.scale(low + stride), done):
+            break
+        low, stride = low + stride, 1 if low < 0 else 2 * stride
+    high = min(low + stride, ladder.RUNGS + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _misses(bench, ladder.scale(middle), done) else (middle, high)
+    return low
+
+
+def _misses(bench: Bench, scale: float, done: dict[float, list[Measurement]]) -> bool:
     """Whether the baseline misses an SLO at `scale`: it holds if the first replay does, otherwise the majority of
     three decides. Replays that are lacking are measured."""
     verdicts: list[bool] = []
+    replays = done[scale]
     while verdicts.count(True) < CONFIRMATIONS:
         if len(verdicts) == len(replays):
             bench.report.begin(f"calibration x{scale:g}" + (", again" if verdicts else ""))

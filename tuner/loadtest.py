@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from engine.config import load_config
 from tuner.capacity import Play
-from tuner.results import slo_of
+from tuner.scored import slo_of
 from tuner.scoring.slo import SLO
 from tuner.serving.api import EngineApi
 from tuner.serving.config import ServingConfig

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from tuner.plan import Plan
-from tuner.results import score
+from tuner.scored import score
 from tuner.scoring.doubts import Doubt, disqualifying, doubts
 from tuner.scoring.metrics import ClassMetrics, traffic_metrics
 from tuner.scoring.probes import ProbeRecord
@@ -22,7 +22,8 @@ WORST = BADNESS_CAP + 1.0
 class Outcome:
     """state: measured; failed, by the configuration's own fault, which the sampler learns; broken, by no fault of the
     configuration, which it does not. objectives: in the order of results.OBJECTIVES. constraints: <= 0 is feasible.
-    reason: typed reason of a failure or an early stop. seconds: time spent on a failure."""
+    reason: typed reason of a failure or an early stop. seconds: time spent on a failure. time_scale: of the replay that
+    it was measured by, None where it was not."""
 
     state: Literal["measured", "failed", "broken"]
     objectives: tuple[float, float, float] | None = None
@@ -30,10 +31,16 @@ class Outcome:
     reason: str | None = None
     detail: str | None = None
     seconds: float = 0.0
+    time_scale: float | None = None
 
     @property
     def feasible(self) -> bool:
         return self.state == "measured" and all(value <= 0 for value in self.constraints.values())
+
+    @property
+    def misses_an_slo(self) -> bool:
+        """Whether less load could make it feasible, as far as is known."""
+        return any(value > 0 for name, value in self.constraints.items() if name.startswith("slo:"))
 
     def ordered(self, plan: Plan) -> dict[str, float]:
         """The constraints to tell: the same names in the same order for every trial, WORST where nothing was measured.
@@ -49,6 +56,9 @@ class Reporter(Protocol):
 
     def begin(self, what: str) -> None:
         """A measurement starts: "reference", "calibration x1.5", "trial 3 (2/24)", "holdout of trial 7"."""
+
+    def at(self, time_scale: float) -> None:
+        """What began replays the traffic so many times faster than recorded."""
 
     def resumed(self, earlier: Mapping[int, Outcome]) -> None:
         """The search begins; trial number -> what was measured before this run."""
@@ -71,7 +81,7 @@ def judge(plan: Plan, measurement: Measurement, reference: Sequence[ProbeRecord]
     if scored.quality is None:
         # Not asked because the SLOs were hopeless: no reason for the sampler to shun this quality.
         told |= {name: 0.0 for name in told if name.startswith("quality:")}
-    return Outcome("measured", scored.objectives, told, measurement.stopped)
+    return Outcome("measured", scored.objectives, told, measurement.stopped, time_scale=measurement.time_scale)
 
 
 def graded(found: ClassMetrics) -> float:

@@ -14,7 +14,7 @@ from search_spaces.space import SearchSpace, load_space
 from tuner.environment import file_hash, model_hash
 from tuner.errors import ConfigRejected
 from tuner.reference import production_probes, reference_key
-from tuner.results import floor_of, slo_of
+from tuner.scored import floor_of, slo_of
 from tuner.scoring.intervals import proportion_lower
 from tuner.scoring.probes import FULL, Probe, check_slices, load_probes, screened
 from tuner.scoring.slo import SLO

@@ -9,19 +9,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuner.results import StudyResults, TrialResult, cost_of
-from tuner.scoring.cost import Cost
+from tuner.results import StudyResults, TrialResult, ValidationResult
+from tuner.scored import cost_of
 from tuner.scoring.metrics import Interval
 
 RULE = (
     "Among the configurations that meet every SLO and quality floor (and held them when measured again, if any did): "
-    "the largest lower 95 % bound of goodput. Those on the Pareto front whose goodput intervals reach that bound are "
-    "tied; the tie goes to the larger smallest SLO margin (in steps of 0.05), then to higher quality (in steps of "
-    "0.005), then to fewer changes from the baseline. A feasible baseline is kept unless the goodput interval lies "
-    "above the baseline's."
+    "the largest lower 95 % bound of goodput at the highest load that each holds; of one that was measured again, on "
+    "the window where that is least. Those on the Pareto front whose goodput intervals reach that bound are tied; the "
+    "tie goes to the larger smallest SLO margin (in steps of 0.05), then to higher quality (in steps of 0.005), then "
+    "to fewer changes from the baseline. A feasible baseline is kept unless the goodput interval lies above the "
+    "baseline's."
 )
 MARGIN_STEP = 0.05
 QUALITY_STEP = 0.005
+AT_RECORDED_RATE = " at the recorded rate"
 TESTING = ("recorded_rate", "holdout", "repeat")
 """Purposes of the measurements that test a candidate after the search."""
 
@@ -64,21 +66,22 @@ def recommend(results: StudyResults) -> Recommendation:
     if not feasible:
         return _abstain(results)
     missed, validated, standing = _missed_validations(results), _validated(results), held(results)
+    worth = {trial.number: proven(results, trial) for trial in (results.baseline, *feasible) if trial.traffic}
     holding = [trial for trial in feasible if trial.number in standing]
-    candidates = _better_than_baseline(holding or feasible, results.baseline, missed)
+    candidates = _better_than_baseline(holding or feasible, results.baseline, worth, missed)
     kept = not candidates
-    ranked = _ranked(candidates or holding or feasible, results.baseline)
+    ranked = _ranked(candidates or holding or feasible, results.baseline, worth)
     chosen = results.baseline if kept else ranked[0]
     others = [trial for trial in ranked if trial.number != chosen.number]
-    reasons = [*_why(chosen, others, results.baseline, kept), *_excluded(feasible, missed, chosen)]
+    reasons = [*_why(chosen, others, results.baseline, worth, kept), *_excluded(feasible, missed, chosen)]
     if chosen.number not in validated:
         reasons.append("It was not measured again after the search.")
     return Recommendation(
         trial=chosen,
-        verdict=_verdict(chosen, results, kept, missed),
+        verdict=_verdict(chosen, results, worth, kept, missed),
         reasons=tuple(reasons),
         runners_up=tuple(others[:3]),
-        gains=_gains(results.baseline, chosen, cost_of(results.spec)),
+        gains=_gains(results, chosen),
         deployable=chosen.number not in missed,
     )
 
@@ -88,32 +91,59 @@ def held(results: StudyResults) -> set[int]:
     return _validated(results) - _missed_validations(results).keys()
 
 
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """What a configuration is worth: good requests/s at the highest load it holds, that load (times the recorded rate)
+    and the window it was measured on. Of one that was measured again it is the least of the windows."""
+
+    goodput: Interval
+    time_scale: float
+    window: str
+
+
+def proven(results: StudyResults, trial: TrialResult) -> Proven:
+    """See Proven; of a trial that held on no window again, or never was measured again: what the search measured."""
+    again = [v for v in results.validations if v.trial == trial.number and v.purpose in ("repeat", "holdout")]
+    held_again = _holding(again)
+    if {v.purpose for v in held_again} == {v.purpose for v in again} and held_again:
+        least = min(held_again, key=lambda v: (v.time_scale, v.traffic.goodput.value))
+        return Proven(least.traffic.goodput, least.time_scale, least.window)
+    return Proven(_goodput(trial), trial.time_scale or results.time_scale, "tune")
+
+
+def _holding(validations: Sequence[ValidationResult]) -> list[ValidationResult]:
+    """Those at a purpose's load at which none of them missed."""
+    missed = {(v.purpose, v.time_scale) for v in validations if not v.holds}
+    return [v for v in validations if (v.purpose, v.time_scale) not in missed]
+
+
 def slo_margin(trial: TrialResult) -> float:
     """The smallest SLO margin: ln(bound / latency) of the class that is closest to its bound; negative when missed."""
     return min(-value for name, value in trial.constraints.items() if name.startswith("slo:"))
 
 
-def _ranked(candidates: Sequence[TrialResult], baseline: TrialResult) -> list[TrialResult]:
+def _ranked(candidates: Sequence[TrialResult], baseline: TrialResult, worth: Mapping[int, Proven]) -> list[TrialResult]:
     """Best first: the tied ones in the order of the tie-break, then the others by their lower bound of goodput."""
-    bound = max(_goodput(trial).low for trial in candidates)
+    bound = max(worth[trial.number].goodput.low for trial in candidates)
 
     def key(trial: TrialResult) -> tuple[float, ...]:
-        tied = trial.on_front and _goodput(trial).high >= bound
+        goodput = worth[trial.number].goodput
+        tied = trial.on_front and goodput.high >= bound
         margin = round(slo_margin(trial) / MARGIN_STEP)
         quality = round(_quality(trial).value / QUALITY_STEP)
         tie_break = (-margin, -quality, len(_changes(trial, baseline)))
-        return (0.0, *tie_break, trial.number) if tied else (1.0, -_goodput(trial).low, trial.number)
+        return (0.0, *tie_break, trial.number) if tied else (1.0, -goodput.low, trial.number)
 
     return sorted(candidates, key=key)
 
 
 def _better_than_baseline(
-    pool: Sequence[TrialResult], baseline: TrialResult, missed: Mapping[int, str]
+    pool: Sequence[TrialResult], baseline: TrialResult, worth: Mapping[int, Proven], missed: Mapping[int, str]
 ) -> list[TrialResult]:
     """Those that are proven to serve more than the baseline; all of them when it is no alternative."""
     if baseline.state != "feasible" or (baseline.number in missed and any(t.number not in missed for t in pool)):
         return list(pool)
-    return [trial for trial in pool if _goodput(trial).low > _goodput(baseline).high]
+    return [t for t in pool if worth[t.number].goodput.low > worth[baseline.number].goodput.high]
 
 
 def _validated(results: StudyResults) -> set[int]:
@@ -122,15 +152,21 @@ def _validated(results: StudyResults) -> set[int]:
 
 
 def _missed_validations(results: StudyResults) -> dict[int, str]:
-    """Trial -> in words, how one of its validations failed, or else the worst constraint that one of them missed."""
-    worst: dict[int, tuple[float, str]] = {}
+    """Trial -> in words, how one of its validations failed, or else the worst constraint that it missed wherever it was
+    measured for one purpose."""
+    tested: dict[tuple[int, str], list[ValidationResult]] = {}
     for validation in results.validations:
-        if validation.purpose not in TESTING:
+        if validation.purpose in TESTING:
+            tested.setdefault((validation.trial, validation.purpose), []).append(validation)
+    worst: dict[int, tuple[float, str]] = {}
+    for (trial, purpose), measured in tested.items():
+        if _holding(measured):
             continue
-        for name, value in validation.constraints.items():
-            if value > worst.get(validation.trial, (0.0, ""))[0]:
-                where = f"window {validation.window!r} at {validation.time_scale:g}x ({validation.purpose})"
-                worst[validation.trial] = value, f"missed {name} by {value:.3f} on {where}"
+        lowest = min(measured, key=lambda one: (one.time_scale, one.holds))
+        name, value = max(lowest.constraints.items(), key=lambda item: item[1])
+        if value > worst.get(trial, (0.0, ""))[0]:
+            where = f"window {lowest.window!r} at {lowest.time_scale:g}x ({purpose})"
+            worst[trial] = value, f"missed {name} by {value:.3f} on {where}"
     failed = {
         failure.trial: f"failed ({failure.reason}) on window {failure.window!r} at {failure.time_scale:g}x "
         f"({failure.purpose})"
@@ -140,21 +176,36 @@ def _missed_validations(results: StudyResults) -> dict[int, str]:
     return {trial: words for trial, (_, words) in worst.items()} | failed
 
 
-def _verdict(chosen: TrialResult, results: StudyResults, kept: bool, missed: Mapping[int, str]) -> str:
-    goodput, baseline = _goodput(chosen), results.baseline
-    served = f"{goodput.value:.2f} good requests/s ({goodput.low:.2f} to {goodput.high:.2f})"
+def _verdict(
+    chosen: TrialResult, results: StudyResults, worth: Mapping[int, Proven], kept: bool, missed: Mapping[int, str]
+) -> str:
+    found, baseline = worth[chosen.number], results.baseline
+    goodput = found.goodput
+    served = (
+        f"{goodput.value:.2f} good requests/s ({goodput.low:.2f} to {goodput.high:.2f}) "
+        f"at {found.time_scale:.3g}x the recorded rate"
+    )
     if chosen.number in missed:
         return f"Trial {chosen.number} is the best of the search with {served}, but it {missed[chosen.number]}."
     if kept:
         return f"Keep the baseline: {served}, and no configuration was shown to serve more within the SLOs and floors."
-    if baseline.traffic is None:
+    if baseline.number not in worth:
         return f"Deploy trial {chosen.number}: {served}; the baseline could not be measured."
-    before = baseline.traffic.goodput.value
-    state = "" if baseline.state == "feasible" else ", which misses its constraints,"
-    return f"Deploy trial {chosen.number}: {served} where the baseline{state} serves {before:.2f}."
+    before = worth[baseline.number]
+    state = "" if baseline.state == "feasible" and baseline.number not in missed else ", which misses its constraints,"
+    return (
+        f"Deploy trial {chosen.number}: {served}, where the baseline{state} serves {before.goodput.value:.2f} "
+        f"at {before.time_scale:.3g}x."
+    )
 
 
-def _why(chosen: TrialResult, others: Sequence[TrialResult], baseline: TrialResult, kept: bool) -> list[str]:
+def _why(
+    chosen: TrialResult,
+    others: Sequence[TrialResult],
+    baseline: TrialResult,
+    worth: Mapping[int, Proven],
+    kept: bool,
+) -> list[str]:
     quality, closest = _quality(chosen), min(chosen.constraints.items(), key=lambda item: (-item[1], item[0]))
     reasons = [
         f"It meets all {len(chosen.constraints)} constraints, {closest[0]} most narrowly: by {-closest[1]:.3f}.",
@@ -163,7 +214,7 @@ def _why(chosen: TrialResult, others: Sequence[TrialResult], baseline: TrialResu
     if not kept:
         changes = ", ".join(_changes(chosen, baseline))
         reasons.append(f"It differs from the baseline in: {changes or 'nothing'}.")
-    tied = [trial for trial in others if _goodput(trial).high >= _goodput(chosen).low]
+    tied = [t for t in others if worth[t.number].goodput.high >= worth[chosen.number].goodput.low]
     if tied and not kept:
         numbers = ", ".join(str(trial.number) for trial in tied[:5])
         reasons.append(f"{len(tied)} more cannot be told apart by goodput ({numbers}); its place is by the tie-break.")
@@ -192,7 +243,7 @@ def _abstain(results: StudyResults) -> Recommendation:
         verdict=f"No recommendation: nothing is feasible; trial {closest.number} comes closest and misses {name} by "
         f"{value:.3f} ({_meaning(name)}).",
         reasons=tuple(f"{key} is missed by {n} of {len(measured)} trials." for key, n in sorted(counts.items())),
-        gains=_gains(results.baseline, closest, cost_of(results.spec)),
+        gains=_gains(results, closest),
         least_violating=closest,
         binding_constraint=name,
         binding_violation=value,
@@ -203,12 +254,15 @@ def _meaning(constraint: str) -> str:
     return "ln of latency / bound" if constraint.startswith("slo:") else "nats per token, or share of answers kept"
 
 
-def _gains(baseline: TrialResult, chosen: TrialResult, cost: Cost | None) -> tuple[Gain, ...]:
-    old, new = _figures(baseline, cost), _figures(chosen, cost)
+def _gains(results: StudyResults, chosen: TrialResult) -> tuple[Gain, ...]:
+    old, new = _figures(results, results.baseline), _figures(results, chosen)
+    # Latencies under different loads do not compare: both at the recorded rate, or neither there.
+    if any((AT_RECORDED_RATE in name) for name in old) != any((AT_RECORDED_RATE in name) for name in new):
+        old, new = ({n: f for n, f in figures.items() if AT_RECORDED_RATE not in n} for figures in (old, new))
     gains = []
     for name in dict.fromkeys([*new, *old]):
         per = "requests" if name.startswith("goodput per ") else "s"
-        unit = {"goodput": "requests/s", "quality": ""}.get(name, per)
+        unit = {"goodput": "requests/s", "quality": "", "load": "x recorded"}.get(name, per)
         before, after = old.get(name), new.get(name)
         values = [figure.value if isinstance(figure, Interval) else figure for figure in (before, after)]
         intervals = [figure if isinstance(figure, Interval) else None for figure in (before, after)]
@@ -216,17 +270,22 @@ def _gains(baseline: TrialResult, chosen: TrialResult, cost: Cost | None) -> tup
     return tuple(gains)
 
 
-def _figures(trial: TrialResult, cost: Cost | None) -> dict[str, Interval | float]:
-    """goodput, also per device-hour and per unit of currency where the cost is known, quality, and
-    "<class> p95 <metric>" for what was measured."""
+def _figures(results: StudyResults, trial: TrialResult) -> dict[str, Interval | float]:
+    """goodput, also per device-hour and per unit of currency where the cost is known, the load it is served at, quality
+    and "<class> p95 <metric>" for what was measured, at the recorded rate where it was measured there."""
     figures: dict[str, Interval | float] = {}
+    cost = cost_of(results.spec)
     if trial.traffic is not None:
-        figures["goodput"] = trial.traffic.goodput
-        figures |= {} if cost is None else cost.of(trial.traffic.goodput)
+        found = proven(results, trial)
+        figures["goodput"] = found.goodput
+        figures |= {} if cost is None else cost.of(found.goodput)
+        figures["load"] = found.time_scale
     if trial.quality is not None:
         figures["quality"] = _quality(trial)
-    for name, found in trial.traffic.classes.items() if trial.traffic is not None else ():
-        figures |= {f"{name} p95 {metric}": table[95] for metric, table in found.percentiles.items()}
+    recorded = [v for v in results.validations if v.trial == trial.number and v.purpose == "recorded_rate"]
+    traffic, where = (recorded[-1].traffic, AT_RECORDED_RATE) if recorded else (trial.traffic, "")
+    for name, classed in traffic.classes.items() if traffic is not None else ():
+        figures |= {f"{name} p95 {metric}{where}": table[95] for metric, table in classed.percentiles.items()}
     return figures
 
 

@@ -5,6 +5,7 @@ A new SLO or floor therefore re-scores old runs without an engine.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,14 +15,12 @@ import numpy as np
 import yaml
 
 from tuner.pareto import non_dominated
-from tuner.scoring.cost import Cost
-from tuner.scoring.doubts import Doubt, disqualifying, doubts
-from tuner.scoring.metrics import TrafficMetrics, tail_latency, traffic_metrics
+from tuner.scored import representative, score
+from tuner.scoring.metrics import TrafficMetrics
 from tuner.scoring.probes import ProbeRecord
-from tuner.scoring.quality import Floor, QualityScore, quality_score
-from tuner.scoring.slo import SLO
+from tuner.scoring.quality import QualityScore
 from tuner.serving.measurement import Measurement
-from tuner.spec import SLOSpec, StudySpec, parse_spec
+from tuner.spec import StudySpec, parse_spec
 from tuner.store import Store
 from tuner.stored import AskedTrial, Failure, StoredMeasurement, ValidationFailure
 
@@ -31,10 +30,6 @@ DIRECTIONS = ("maximize", "maximize", "minimize")
 TRIALS = ("baseline", "trial")
 VALIDATIONS = ("calibration", "recorded_rate", "holdout", "repeat")
 """Purposes of measurements: those that are a trial, and those that test the configuration of one."""
-UNFINISHED = 1e-3
-"""Least violation of a slice of which not all probes were asked."""
-UNPROVEN = 1.0
-"""Violation of a quality floor that was not measured: an unproven floor does not hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +39,9 @@ class TrialResult:
     A doubtful trial was measured, but not it: see Scored.disqualified. It has no figures, so that none is compared.
 
     constraints: signed, <= 0 is feasible, keys "slo:<class>" and "quality:<slice>". reason: typed reason of a failure
-    or of an early stop. seconds: where the trial's time went.
+    or of an early stop. seconds: where the trial's time went, all its replays together. time_scale: of the replay that
+    it is scored by, the highest that it held, or else the lowest that it was tried at; missed_scale: the lowest above
+    it, if any, at which it did not hold.
     """
 
     number: int
@@ -59,6 +56,8 @@ class TrialResult:
     seconds: Mapping[str, float] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
     on_front: bool = False
+    time_scale: float | None = None
+    missed_scale: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +74,21 @@ class ValidationResult:
     traffic: TrafficMetrics
     constraints: Mapping[str, float]
 
+    @property
+    def holds(self) -> bool:
+        """Every constraint does."""
+        return all(value <= 0 for value in self.constraints.values())
+
+    @property
+    def misses_quality(self) -> bool:
+        """A floor is missed, which no other load would mend."""
+        return any(value > 0 for name, value in self.constraints.items() if name.startswith("quality:"))
+
 
 @dataclass(frozen=True, slots=True)
 class StudyResults:
-    """Everything a reader needs. trials[0] is the baseline. time_scale: trials ran so much faster than recorded.
+    """Everything a reader needs. trials[0] is the baseline. time_scale: the first trials replayed the traffic so much
+    faster than recorded.
 
     validation_failures: those that no later measurement of the same trial and purpose has made up for.
     """
@@ -100,78 +110,6 @@ class StudyResults:
         return tuple(t for t in self.trials if t.on_front)
 
 
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """One measurement, scored. objectives: in the order of OBJECTIVES. constraints: always the same keys, sorted.
-    quality: None where no probes were answered."""
-
-    objectives: tuple[float, float, float]
-    constraints: Mapping[str, float]
-    traffic: TrafficMetrics
-    quality: QualityScore | None
-    doubts: tuple[Doubt, ...]
-
-    @property
-    def disqualified(self) -> Doubt | None:
-        """The doubt for which the figures are not the configuration's, if there is one."""
-        return disqualifying(self.doubts)
-
-    @property
-    def feasible(self) -> bool:
-        """Every constraint holds, none of them for want of probes, and the figures are the configuration's."""
-        return (
-            self.disqualified is None
-            and self.quality is not None
-            and all(value <= 0.0 for value in self.constraints.values())
-        )
-
-
-def score(measurement: Measurement, reference: Sequence[ProbeRecord], spec: StudySpec) -> Scored:
-    """Score a measurement against the reference's probe records; the same function for live and old ones.
-
-    Without probes (a replay stopped as hopeless) quality is 0 and its floors count as missed by UNPROVEN.
-    """
-    slos = {name: slo_of(bounds) for name, bounds in spec.slos.items()}
-    floors = {name: floor_of(spec, name) for name in sorted({record.slice for record in reference})}
-    traffic = traffic_metrics(measurement.records, slos, measurement.duration)
-    quality = quality_score(reference, measurement.probes, floors) if measurement.probes else None
-    constraints = {f"quality:{name}": UNPROVEN for name in floors}
-    for found in quality.slices if quality else ():
-        # A gate that stopped the questions leaves no slice proven, whatever the floors are now.
-        least = found.violation if quality is None or quality.complete else max(found.violation, UNFINISHED)
-        constraints[f"quality:{found.name}"] = least
-    constraints |= {f"slo:{name}": found.violation for name, found in traffic.classes.items()}
-    tail = tail_latency(
-        [record for record in measurement.records if record.slo_class == spec.tail.slo_class],
-        spec.tail.metric,
-        spec.tail.percentile,
-        worst=measurement.duration + spec.traffic.drain_timeout,
-    )
-    return Scored(
-        objectives=(traffic.goodput.value, quality.value if quality else 0.0, tail),
-        constraints=dict(sorted(constraints.items())),
-        traffic=traffic,
-        quality=quality,
-        doubts=doubts(measurement.records, traffic, slos, measurement.stopped),
-    )
-
-
-def slo_of(bounds: SLOSpec) -> SLO:
-    """The study file's bounds in the words of scoring."""
-    return SLO(**bounds.model_dump())
-
-
-def cost_of(spec: StudySpec) -> Cost | None:
-    """What the study's machine costs, if its file says so."""
-    return None if spec.cost is None else Cost(**spec.cost.model_dump())
-
-
-def floor_of(spec: StudySpec, slice_name: str) -> Floor:
-    """The floor of one slice: its own, or the default."""
-    floor = spec.quality.floors.get(slice_name, spec.quality.default_floor)
-    return Floor(floor.max_nll_increase, floor.min_recall, floor.max_flips, floor.max_kl)
-
-
 def load_results(store: Store, study: str, spec: StudySpec | None = None) -> StudyResults:
     """Everything that a study has measured so far, scored with `spec`, or with the study's own file.
 
@@ -181,11 +119,16 @@ def load_results(store: Store, study: str, spec: StudySpec | None = None) -> Stu
     used = spec or parse_spec(yaml.safe_load(info.spec), source=f"study {study!r}", base=Path("/"))
     reference = store.reference(str(info.provenance.get("reference_key", ""))) or ()
     measured = store.measurements(study)
-    by_trial = {m.trial: m.measurement for m in measured if m.measurement.purpose in TRIALS}
+    by_trial: dict[int | None, list[Measurement]] = {}
+    for stored in measured:
+        if stored.measurement.purpose in TRIALS:
+            by_trial.setdefault(stored.trial, []).append(stored.measurement)
     validations = _validations(measured, reference, used)
     held = {(v.trial, v.purpose) for v in validations}
     failures = {failure.trial: failure for failure in store.failures(study)}
-    trials = [_trial(t, by_trial.get(t.number), failures.get(t.number), reference, used) for t in store.trials(study)]
+    trials = [
+        _trial(t, by_trial.get(t.number, []), failures.get(t.number), reference, used) for t in store.trials(study)
+    ]
     if not trials:
         raise ValueError(f"study {study!r} has no trials yet; nothing to read")
     return StudyResults(
@@ -201,14 +144,14 @@ def load_results(store: Store, study: str, spec: StudySpec | None = None) -> Stu
 
 def _trial(
     asked: AskedTrial,
-    measurement: Measurement | None,
+    measured: Sequence[Measurement],
     failure: Failure | None,
     reference: Sequence[ProbeRecord],
     spec: StudySpec,
 ) -> TrialResult:
     """A measurement outranks what became of the trial afterwards: it was stored before anything else happened."""
-    if measurement is not None:
-        return _measured(asked.number, measurement, reference, spec)
+    if measured:
+        return _measured(asked.number, measured, reference, spec)
     if failure is not None:
         return _failed(failure)
     if asked.running:
@@ -216,13 +159,18 @@ def _trial(
     return TrialResult(asked.number, "failed", asked.params, None, {}, None, None, reason="not_measured")
 
 
-def _measured(number: int, measurement: Measurement, reference: Sequence[ProbeRecord], spec: StudySpec) -> TrialResult:
-    scored = score(measurement, reference, spec)
+def _measured(
+    number: int, measured: Sequence[Measurement], reference: Sequence[ProbeRecord], spec: StudySpec
+) -> TrialResult:
+    measurement, scored, missed = representative(measured, reference, spec)
     found = tuple(str(doubt) for doubt in scored.doubts)
+    seconds = Counter[str]()
+    for one in measured:
+        seconds.update(one.seconds)
     if (doubt := scored.disqualified) is not None:
         return TrialResult(
             number, "doubtful", measurement.config.knobs, None, {}, None, None, reason=doubt.name, detail=doubt.detail,
-            seconds=measurement.seconds, doubts=found,
+            seconds=dict(seconds), doubts=found, time_scale=measurement.time_scale,
         )  # fmt: skip
     return TrialResult(
         number=number,
@@ -234,8 +182,10 @@ def _measured(number: int, measurement: Measurement, reference: Sequence[ProbeRe
         quality=scored.quality,
         reason="stopped_early" if measurement.stopped else None,
         detail=measurement.stopped,
-        seconds=measurement.seconds,
+        seconds=dict(seconds),
         doubts=found,
+        time_scale=measurement.time_scale,
+        missed_scale=missed,
     )
 
 

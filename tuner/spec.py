@@ -35,14 +35,14 @@ class EngineSpec(_Section):
 class TrafficSpec(_Section):
     """Recorded traffic: which part to tune on, which to hold out, and how much faster than recorded to replay it.
 
-    time_scale auto: the second step in a row at which the baseline misses its SLOs, found before trial 0.
+    time_scale auto: trials climb from the most that the baseline holds; a number: they all run at that load.
     """
 
     trace: Path = Field(description="Recorded traffic (docs/trace-format.md).")
     tune_window: tuple[float, float] | None = Field(None, description="Seconds of the trace, [start, end).")
     holdout_window: tuple[float, float] | None = Field(None, description="Seconds; finalists are measured on it too.")
     time_scale: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
-        "auto", description="How many times faster than recorded; auto: found before trial 0."
+        "auto", description="How many times faster than recorded; auto: as fast as each trial holds."
     )
     drain_timeout: float = Field(10.0, gt=0, description="Seconds after the last arrival; unfinished requests are bad.")
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import time
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -14,22 +11,21 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tuner import search
 from tuner.bench import Bench
-from tuner.errors import LaunchError, ServingError
+from tuner.climb import TIME_SCALE, Climb, incumbent_scale
+from tuner.errors import LaunchError
 from tuner.knee import time_scale
-from tuner.outcome import Outcome, Reporter, broken, disqualifying_doubt, failed, judge
+from tuner.outcome import Outcome, Reporter, broken, judge
 from tuner.plan import Plan, make_plan
-from tuner.recommend import held, recommend
 from tuner.reference import cache_reference, cached_reference
-from tuner.results import StudyResults, load_results
 from tuner.resume import check_unchanged, held_lease
+from tuner.scored import representative
 from tuner.scoring.probes import ProbeRecord
-from tuner.serving import adapters
 from tuner.serving.config import ServingConfig
-from tuner.serving.measurement import Measurement, Purpose
-from tuner.serving.testbed import Load, Testbed
+from tuner.serving.measurement import Measurement
+from tuner.serving.testbed import Testbed
 from tuner.spec import StudySpec
 from tuner.store import Store
-from tuner.stored import ValidationFailure
+from tuner.validation import validate
 
 MAX_BROKEN = 3
 """Trials in a row that may end for reasons outside their configuration."""
@@ -64,7 +60,7 @@ def run_study(
             report.resumed(_earlier(session))
             scale = time_scale(session.bench)
             _search(session, reference, scale)
-            _validate(session, scale)
+            validate(session.bench)
         finally:
             _reconcile(session, None)
 
@@ -116,11 +112,12 @@ def _reconcile(session: Session, reference: tuple[ProbeRecord, ...] | None) -> N
     """Leave no trial RUNNING. What was measured is told, given the reference; what was not is asked again."""
     for stale in session.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         trial = _handle(session, stale)
-        measured = _measurement_of(session, stale.number)
-        if measured is not None:
+        measured = _measurements_of(session, stale.number)
+        if measured:
             if reference is not None:
-                trial.set_user_attr(search.SECONDS, sum(measured.seconds.values()))
-                _tell(session, trial, judge(session.bench.plan, measured, reference), measured.config)
+                trial.set_user_attr(search.SECONDS, sum(sum(one.seconds.values()) for one in measured))
+                known = representative(measured, reference, session.bench.plan.spec)[0]
+                _tell(session, trial, judge(session.bench.plan, known, reference), known.config)
             continue
         params = dict(stale.system_attrs.get("fixed_params", stale.params))
         _tell(session, trial, broken(search.INTERRUPTED, "the tuner was stopped"), session.bench.plan.config(params))
@@ -134,33 +131,38 @@ def _handle(session: Session, frozen: FrozenTrial) -> optuna.Trial:
     return optuna.Trial(session.study, storage.get_trial_id_from_study_id_trial_number(study_id, frozen.number))
 
 
-def _measurement_of(session: Session, number: int) -> Measurement | None:
-    """The latest, as only the first may be doubtful."""
-    for stored in reversed(session.bench.store.measurements(session.bench.study_name)):
-        if stored.trial == number and stored.measurement.purpose in ("baseline", "trial"):
-            return stored.measurement
-    return None
+def _measurements_of(session: Session, number: int) -> list[Measurement]:
+    return [
+        stored.measurement
+        for stored in session.bench.store.measurements(session.bench.study_name)
+        if stored.trial == number and stored.measurement.purpose in ("baseline", "trial")
+    ]
 
 
 def _earlier(session: Session) -> dict[int, Outcome]:
     """What the study measured before this run."""
     done = session.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return {t.number: Outcome("measured", (t.values[0], t.values[1], t.values[2]), t.constraints) for t in done}
+    return {
+        t.number: Outcome(
+            "measured", (t.values[0], t.values[1], t.values[2]), t.constraints, time_scale=t.user_attrs[TIME_SCALE]
+        )
+        for t in done
+    }
 
 
-def _search(session: Session, reference: tuple[ProbeRecord, ...], scale: float) -> None:
-    """Baseline first, then trials until the budget is spent."""
-    plan, study = session.bench.plan, session.study
-    spec, load = plan.spec, plan.load("tune", scale)
+def _search(session: Session, reference: tuple[ProbeRecord, ...], start: float) -> None:
+    """Baseline first, then trials until the budget is spent. start: the load of the first."""
+    plan, study, climb = session.bench.plan, session.study, Climb(session.bench, reference)
+    spec = plan.spec
     if not study.get_trials(deepcopy=False):
-        _add_baseline(session, reference, load)
+        _add_baseline(session, climb, start)
     in_a_row = 0
     while not search.exhausted(study.get_trials(deepcopy=False), spec.budget.trials, spec.budget.seconds):
         proposal = search.ask(study, plan.space, plan.baseline, spec.seed, spec.budget.startup_trials)
-        spent = search.searched(study.get_trials(deepcopy=False))
-        session.bench.report.begin(f"trial {proposal.trial.number} ({spent + 1}/{spec.budget.trials})")
+        told = study.get_trials(deepcopy=False)
+        session.bench.report.begin(f"trial {proposal.trial.number} ({search.searched(told) + 1}/{spec.budget.trials})")
         config = plan.config(proposal.knobs)
-        outcome = _attempt(session, proposal.trial.number, config, load, reference)
+        outcome = climb.attempt(proposal.trial.number, config, incumbent_scale(told, start))
         if proposal.replicate:
             proposal.trial.set_user_attr("replicate", True)
         _tell(session, proposal.trial, outcome, config)
@@ -169,15 +171,15 @@ def _search(session: Session, reference: tuple[ProbeRecord, ...], scale: float) 
             raise LaunchError(f"{in_a_row} trials in a row broke; the last: {outcome.reason}: {outcome.detail}")
 
 
-def _add_baseline(session: Session, reference: tuple[ProbeRecord, ...], load: Load) -> None:
+def _add_baseline(session: Session, climb: Climb, scale: float) -> None:
     """Trial 0 enters the study when it is measured: an interruption leaves nothing that would take its number."""
     plan = session.bench.plan
     config = plan.config(plan.baseline)
     session.bench.report.begin("baseline")
-    if (earlier := _measurement_of(session, 0)) is not None:
-        outcome = judge(plan, earlier, reference)
+    if earlier := _measurements_of(session, 0):
+        outcome = judge(plan, representative(earlier, climb.reference, plan.spec)[0], climb.reference)
     else:
-        outcome = _attempt(session, 0, config, load, reference)
+        outcome = climb.attempt(0, config, scale)
     session.study.add_trial(
         optuna.create_trial(
             state=STATES[outcome.state],
@@ -185,43 +187,28 @@ def _add_baseline(session: Session, reference: tuple[ProbeRecord, ...], load: Lo
             distributions=search.distributions(plan.space, plan.baseline),
             values=outcome.objectives,
             constraints=outcome.ordered(plan),
-            user_attrs={} if outcome.reason is None else {"reason": outcome.reason},
+            user_attrs=_attributes(outcome),
         )
     )
     _record(session, 0, outcome, config)
 
 
-def _attempt(
-    session: Session, number: int, config: ServingConfig, load: Load, reference: tuple[ProbeRecord, ...]
-) -> Outcome:
-    """Measure and judge one configuration. Whatever goes wrong is the outcome; only the user's Ctrl-C gets through."""
-    purpose: Purpose = "trial" if number else "baseline"
-    start = time.monotonic()
-    session.bench.renew_lease()  # outside: a lease that another runner has taken over is no failure of this trial
-    try:
-        adapters.engine_config(config)
-        measured = session.bench.measure(number, config, load, purpose)
-        return judge(session.bench.plan, measured, reference)
-    except LaunchError as error:
-        return broken(error.reason, str(error), time.monotonic() - start)
-    except ServingError as error:
-        return failed(error.reason, str(error), time.monotonic() - start)
-    except Exception as error:  # noqa: BLE001 - a defect met in one trial must not lose the study
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
-        return broken("internal_error", where, time.monotonic() - start)
-
-
 def _tell(session: Session, trial: optuna.Trial, outcome: Outcome, config: ServingConfig | None = None) -> None:
     """Constraints last but one and always the same ones in the same order; then the values or the state."""
-    if outcome.reason is not None:
-        trial.set_user_attr("reason", outcome.reason)
+    for name, value in _attributes(outcome).items():
+        trial.set_user_attr(name, value)
     told = trial.constraints
     for name, value in outcome.ordered(session.bench.plan).items():
         if name not in told:
             trial.set_constraint(name, value)
     session.study.tell(trial, outcome.objectives, STATES[outcome.state])
     _record(session, trial.number, outcome, config)
+
+
+def _attributes(outcome: Outcome) -> dict[str, Any]:
+    """What a trial says besides its values."""
+    reason = {} if outcome.reason is None else {"reason": outcome.reason}
+    return reason if outcome.time_scale is None else {**reason, TIME_SCALE: outcome.time_scale}
 
 
 def _record(session: Session, number: int, outcome: Outcome, config: ServingConfig | None) -> None:
@@ -232,55 +219,3 @@ def _record(session: Session, number: int, outcome: Outcome, config: ServingConf
             session.bench.study_name, number, outcome.reason or "", outcome.detail or "", seconds, config
         )
     session.bench.report.trial_ended(number, outcome)
-
-
-def _validate(session: Session, scale: float) -> None:
-    """Measure the baseline and the finalists again: same window, held-out window; the chosen one at the recorded rate.
-
-    Winners of a noisy race disappoint: when no finalist holds, the next runners-up are tried.
-    """
-    for failure in _results(session).validation_failures:
-        _measure_again(session, failure.trial, (failure.purpose,), scale)
-    best, finalists = recommend(_results(session)), session.bench.plan.spec.budget.finalists
-    ranked = [t.number for t in (best.trial, *best.runners_up) if finalists and t is not None and t.number != 0]
-    tests: tuple[Purpose, ...] = ("repeat", "holdout") if "holdout" in session.bench.plan.windows else ("repeat",)
-    _measure_again(session, 0, tests, scale)
-    for tested, number in enumerate(ranked):
-        if tested >= finalists and held(_results(session)) - {0}:
-            break
-        _measure_again(session, number, tests, scale)
-    chosen = recommend(_results(session)).trial
-    for number in dict.fromkeys((0, chosen.number if chosen is not None else 0)):
-        _measure_again(session, number, ("recorded_rate",), scale)
-
-
-def _measure_again(session: Session, number: int, tests: tuple[Purpose, ...], scale: float) -> None:
-    """What of `tests` this trial has not passed through yet; one that failed earlier is tried once more."""
-    results = _results(session)
-    done = {(v.trial, v.purpose) for v in results.validations}
-    config = session.bench.plan.config(results.trials[number].knobs)
-    for purpose in tests:
-        if (number, purpose) not in done:
-            _validate_one(session, number, purpose, scale, config)
-
-
-def _results(session: Session) -> StudyResults:
-    return load_results(session.bench.store, session.bench.study_name)
-
-
-def _validate_one(session: Session, number: int, purpose: Purpose, scale: float, config: ServingConfig) -> None:
-    """Measure one configuration again. A failure is stored: it counts until a resumed study has measured this."""
-    bench, time_scale = session.bench, 1.0 if purpose == "recorded_rate" else scale
-    window = "holdout" if purpose == "holdout" else "tune"
-    bench.report.begin(f"{purpose.replace('_', ' ')} of trial {number}")
-    try:
-        measured = bench.measure(number, config, bench.plan.load(window, time_scale), purpose)
-    except ServingError as error:
-        reason, detail = error.reason, str(error)
-    else:
-        if (doubt := disqualifying_doubt(bench.plan, measured)) is None:
-            return
-        reason, detail = doubt.name, doubt.detail
-    failure = ValidationFailure(number, purpose, window, time_scale, reason, detail)
-    bench.store.save_validation_failure(bench.study_name, failure)
-    bench.report.note(f"{purpose} of trial {number} failed: {reason}: {detail}")

@@ -83,7 +83,9 @@ def _sections(inputs: Inputs, preset: Preset, directory: Path) -> Iterator[str]:
     yield "\n" + _comment("What the study does not vary (docs/engine-config.md), and the configuration to beat.")
     yield _entry("engine", {"settings": {"kv_cache_memory_bytes": 256 * 2**20}, "baseline": {}})
     yield "\n" + _comment("The first half of the recording is tuned on, the second is held out to check the winner.")
-    yield _comment("time_scale auto: so much faster than recorded that the baseline just misses; or a number, as 1.0.")
+    yield _comment(
+        "time_scale auto: each trial as much faster than recorded as it holds its SLOs; or a number, as 1.0."
+    )
     traffic = {
         "trace": _relative(inputs.trace_file, directory),
         "tune_window": [0, half],

@@ -59,7 +59,7 @@ def _trial(number: int, goodput: float, **changes: Any) -> TrialResult:
 
 
 def _validation(trial: int, violation: float, purpose: str = "holdout") -> ValidationResult:
-    return ValidationResult(trial, purpose, "holdout", 2.0, _traffic(1.0), {"slo:chat": violation})
+    return ValidationResult(trial, purpose, "holdout", 2.0, _traffic(trial + 1.0), {"slo:chat": violation})
 
 
 def _failed(number: int) -> TrialResult:
@@ -182,7 +182,8 @@ def test_what_was_never_measured_again_is_said_to_be_so() -> None:
 def test_gains_stand_beside_the_baseline_with_their_intervals() -> None:
     found = recommend(_study(BAD_BASELINE, _trial(1, 3.0)))
     gains = {gain.name: gain for gain in found.gains}
-    assert gains.keys() == {"goodput", "quality", "chat p95 ttft"}
+    assert gains.keys() == {"goodput", "load", "quality", "chat p95 ttft"}
+    assert (gains["load"].baseline, gains["load"].recommended, gains["load"].unit) == (2.0, 2.0, "x recorded")
     assert (gains["goodput"].baseline, gains["goodput"].recommended, gains["goodput"].unit) == (1.0, 3.0, "requests/s")
     assert gains["goodput"].recommended_interval == Interval(3.0, 2.8, 3.2)
     assert (gains["chat p95 ttft"].baseline, gains["chat p95 ttft"].recommended) == (0.5, 0.25)

@@ -11,7 +11,8 @@ import pytest
 
 from tests.fakes import cases
 from tests.tuner.builders import answered, failed, forced, measurement, recall
-from tuner.results import OBJECTIVES, UNPROVEN, load_results, score
+from tuner.results import OBJECTIVES, load_results
+from tuner.scored import UNPROVEN, score
 from tuner.serving.config import ServingConfig
 from tuner.serving.measurement import Measurement
 from tuner.spec import StudySpec, parse_spec

@@ -49,6 +49,9 @@ class Log:
             raise KeyboardInterrupt
         self.begun.append(what)
 
+    def at(self, time_scale: float) -> None:
+        """Not looked at."""
+
     def resumed(self, earlier: Mapping[int, Outcome]) -> None:
         self.earlier = dict(earlier)
 
@@ -163,42 +166,133 @@ def test_constraints_have_the_same_names_in_the_same_order(tmp_path: Path, store
     assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
 
 
-def test_auto_load_is_one_step_past_the_first_at_which_the_baseline_fails(tmp_path: Path, store: Store) -> None:
-    spec = small(tmp_path, trials=1, traffic={**make_spec(tmp_path).traffic.model_dump(), "time_scale": "auto"})
+def auto(directory: Path) -> dict[str, Any]:
+    return {**make_spec(directory).traffic.model_dump(), "time_scale": "auto"}
+
+
+def scales(testbed: FakeTestbed, purpose: str) -> list[float]:
+    return [call.time_scale for call in testbed.calls if call.purpose == purpose]
+
+
+def test_auto_load_starts_at_the_highest_rung_that_the_baseline_holds(tmp_path: Path, store: Store) -> None:
     log = Log()
-    testbed = run(spec, store, log=log)
-    # The fake serves 9.6 requests/s with the baseline; the trace offers 10. A second replay confirms a miss.
-    scales = [call.time_scale for call in testbed.calls if call.purpose == "calibration"]
-    assert scales == [1.0, 1.25, 1.25, 1.5, 1.5]
-    assert load_results(store, "fake").time_scale == 1.5
-    assert {call.time_scale for call in testbed.calls if call.purpose in ("baseline", "trial", "holdout")} == {1.5}
-    assert any("1.5 times" in note for note in log.notes)
+    engine = {**make_spec(tmp_path).engine.model_dump(), "baseline": {"kv_cache_dtype": "int8"}}
+    testbed = run(small(tmp_path, trials=1, traffic=auto(tmp_path), engine=engine), store, log=log)
+    # The fake serves 14.4 requests/s with int8; the trace offers 10. Strides of 1, 2 and 4 rungs, then halves; a
+    # second replay confirms a miss.
+    assert scales(testbed, "calibration") == [1.0, 1.15, 1.521, 2.66, 2.66, 2.011, 2.011, 1.749, 1.749]
+    assert load_results(store, "fake").time_scale == 1.521
+    assert any("1.521 times" in note for note in log.notes)
+
+
+def test_a_trial_climbs_from_what_the_best_one_holds(tmp_path: Path, store: Store) -> None:
+    space = {"parameters": {"kv_cache_dtype": {"type": "choice", "choices": ["auto", "int8"]}}}
+    testbed = run(small(tmp_path, trials=2, traffic=auto(tmp_path), search_space=space), store)
+    by_dtype: dict[str, list[float]] = {}
+    for call in testbed.calls:
+        if call.purpose == "trial":
+            by_dtype.setdefault(call.config.knobs["kv_cache_dtype"], []).append(call.time_scale)
+    # The second trial is a replicate of the first, and begins where that stands.
+    assert by_dtype["int8"] == [1.0, 1.15, 1.322, 1.521, 1.749, 1.521, 1.749]
+    results = load_results(store, "fake")
+    best = recommend(results)
+    assert best.trial is not None and best.trial.knobs["kv_cache_dtype"] == "int8"
+    assert (best.trial.time_scale, best.trial.missed_scale) == (1.521, 1.749)
+    assert (results.baseline.state, results.baseline.time_scale) == ("feasible", 1.0)
+    assert "at 1.52x the recorded rate, where the baseline serves 10.00 at 1x." in best.verdict
+    again = [trial for trial in results.trials[1:] if trial.knobs["kv_cache_dtype"] == "int8"]
+    assert {trial.time_scale for trial in again} == {1.521}
+
+
+def test_a_load_that_is_given_is_the_only_one(tmp_path: Path, store: Store) -> None:
+    testbed = run(small(tmp_path, trials=4), store)
+    assert {call.time_scale for call in testbed.calls if call.purpose in ("baseline", "trial", "holdout")} == {4.0}
+    assert scales(testbed, "calibration") == []
+
+
+def test_a_finalist_is_worth_what_it_holds_on_the_held_out_window(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = FakeTestbed.measure
+
+    def harder(testbed: FakeTestbed, config: ServingConfig, load: Load, **asked: Any) -> Measurement:
+        slow = replace(config, knobs={**config.knobs, "max_num_seqs": 14})
+        return measure(testbed, slow if load.window == "holdout" else config, load, **asked)
+
+    monkeypatch.setattr(FakeTestbed, "measure", harder)
+    space = {"parameters": {"kv_cache_dtype": {"type": "choice", "choices": ["auto", "int8"]}}}
+    testbed = run(small(tmp_path, trials=1, traffic=auto(tmp_path), search_space=space), store)
+    assert scales(testbed, "holdout") == [1.0, 1.521, 1.322]
+    best = recommend(load_results(store, "fake"))
+    assert best.deployable and "at 1.32x the recorded rate" in best.verdict
+    goodput = next(gain for gain in best.gains if gain.name == "goodput")
+    assert goodput.recommended == pytest.approx(13.23, abs=0.01)
+
+
+def test_a_crash_further_up_leaves_what_was_held(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = FakeTestbed.measure
+
+    def fragile(testbed: FakeTestbed, config: ServingConfig, load: Load, **asked: Any) -> Measurement:
+        if load.time_scale > 1.2 and asked["purpose"] == "trial":
+            raise EngineCrashed("exit status 4")
+        return measure(testbed, config, load, **asked)
+
+    monkeypatch.setattr(FakeTestbed, "measure", fragile)
+    space = {"parameters": {"kv_cache_dtype": {"type": "choice", "choices": ["auto", "int8"]}}}
+    run(small(tmp_path, trials=1, traffic=auto(tmp_path), search_space=space), store)
+    (trial,) = load_results(store, "fake").trials[1:]
+    assert (trial.state, trial.time_scale) == ("feasible", 1.15)
+
+
+def test_a_resumed_trial_is_told_what_it_held(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = FakeTestbed.measure
+
+    def interrupted(testbed: FakeTestbed, config: ServingConfig, load: Load, **asked: Any) -> Measurement:
+        if load.time_scale > 1.2 and asked["purpose"] == "trial":
+            raise KeyboardInterrupt
+        return measure(testbed, config, load, **asked)
+
+    space = {"parameters": {"kv_cache_dtype": {"type": "choice", "choices": ["auto", "int8"]}}}
+    spec = small(tmp_path, trials=2, traffic=auto(tmp_path), search_space=space)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(FakeTestbed, "measure", interrupted)
+        run(spec, store)
+    testbed = run(spec, store, resume=True)
+    told = next(
+        trial for trial in store.optuna_trials("fake") if trial.number and trial.params == {"kv_cache_dtype": "int8"}
+    )
+    assert told.user_attrs["time_scale"] == 1.15
+    assert scales(testbed, "trial")[0] == 1.15, "the next one starts where it stood"
 
 
 def test_a_resumed_calibration_keeps_its_steps(tmp_path: Path, store: Store) -> None:
-    spec = small(tmp_path, trials=1, traffic={**make_spec(tmp_path).traffic.model_dump(), "time_scale": "auto"})
+    spec = small(tmp_path, trials=1, traffic=auto(tmp_path))
     with pytest.raises(KeyboardInterrupt):
-        run(spec, store, log=Log(stop_at="calibration x1.25, again"))
+        run(spec, store, log=Log(stop_at="calibration x1.15, again"))
     testbed = run(spec, store, resume=True)
-    assert [call.time_scale for call in testbed.calls if call.purpose == "calibration"] == [1.25, 1.5, 1.5]
+    assert scales(testbed, "calibration") == [1.15]
 
 
 def test_a_slow_moment_of_the_machine_is_not_taken_for_the_knee(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    traffic = {**make_spec(tmp_path).traffic.model_dump(), "time_scale": "auto"}
-    engine = {**make_spec(tmp_path).engine.model_dump(), "baseline": {"kv_cache_dtype": "int8"}}
     measure, replays = FakeTestbed.measure, itertools.count()
 
     def slow_at_first(testbed: FakeTestbed, config: ServingConfig, load: Load, **asked: Any) -> Measurement:
         slow = replace(config, knobs={**config.knobs, "max_num_seqs": 4})
-        return measure(testbed, slow if next(replays) < 2 else config, load, **asked)
+        return measure(testbed, slow if next(replays) < 1 else config, load, **asked)
 
     monkeypatch.setattr(FakeTestbed, "measure", slow_at_first)
-    testbed = run(small(tmp_path, trials=1, traffic=traffic, engine=engine), store)
-    scales = [call.time_scale for call in testbed.calls if call.purpose == "calibration"]
-    assert scales == [1.0, 1.0, 1.25, 1.5, 1.75, 1.75, 2.0, 2.0]
-    assert load_results(store, "fake").time_scale == 2.0
+    testbed = run(small(tmp_path, trials=1, traffic=auto(tmp_path)), store)
+    assert scales(testbed, "calibration") == [1.0, 1.0, 1.0, 1.15, 1.15]
+
+
+def test_a_baseline_that_misses_at_the_recorded_rate_is_no_obstacle(tmp_path: Path, store: Store) -> None:
+    engine = {**make_spec(tmp_path).engine.model_dump(), "baseline": {"max_num_seqs": 8}}
+    testbed = run(small(tmp_path, trials=6, traffic=auto(tmp_path), engine=engine), store)
+    assert scales(testbed, "calibration") == [1.0, 1.0] and scales(testbed, "baseline") == [1.0]
+    results = load_results(store, "fake")
+    assert results.baseline.state == "infeasible" and recommend(results).deployable
 
 
 def test_a_hopeless_replay_stops_early_and_says_so(tmp_path: Path, store: Store) -> None:
@@ -342,7 +436,7 @@ def test_a_measured_trial_that_was_not_told_is_told_on_resumption(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("tuner.study.judge", die)
+        patched.setattr("tuner.climb.judge", die)
         patched.setattr("tuner.study._reconcile", lambda session, reference: None)
         run(spec, store)
     assert len(store.measurements("fake")) == 1 and states(store) == []
@@ -360,7 +454,7 @@ def test_a_running_trial_with_a_measurement_is_told(tmp_path: Path, store: Store
     with pytest.raises(KeyboardInterrupt):
         run(spec, store, log=Log(stop_at="trial 1 (1/3)"))
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("tuner.study.judge", die)
+        patched.setattr("tuner.climb.judge", die)
         run(spec, store, resume=True)
     assert TrialState.RUNNING in states(store)
     testbed = run(spec, store, resume=True)

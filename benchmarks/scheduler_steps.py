@@ -1,4 +1,4 @@
-"""Steps a second of the engine's bookkeeping alone, with a runner that returns tokens at once. 64 sequences.
+"""Steps a second of the engine's bookkeeping alone, 64 sequences, with the simulator's runner and steps of no time.
 
 A step is a whole step: all 64 sequences get one token each. "scheduler": Scheduler and BlockManager, the loop around
 them does no more than count a token. "engine": LLMEngine.step, outputs included. "arrivals": the same with requests of
@@ -13,9 +13,12 @@ from typing import Any
 
 from engine.config import EngineConfig
 from engine.kv_cache import BlockManager
-from engine.llm_engine import LLMEngine, RowResult
-from engine.scheduler import ScheduledSequence, Scheduler
+from engine.llm_engine import LLMEngine
+from engine.profile import Profile
+from engine.scheduler import Scheduler
 from engine.sequence import SamplingParams, Sequence
+from engine.simulator import SimulatedRunner
+from engine.step_model import COUNTS, StepModel
 
 SEQUENCES = 64
 ROUNDS = 5
@@ -31,23 +34,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-class InstantRunner:
-    """One token a sampled row."""
-
-    max_model_len = LONG
-    model_window = None
-    num_blocks = BLOCKS
-
-    def execute(self, step: list[ScheduledSequence]) -> list[RowResult]:
-        return [TOKEN if item.samples else NOTHING for item in step]
-
-    def reconfigure(self, config: EngineConfig) -> None:
-        """Nothing depends on it."""
-
-
+PROFILE = Profile("float32", LONG, None, {"auto/auto": StepModel((0.0,) * len(COUNTS))})
+"""Steps take no time: the runner counts what they compute and says a token a sampled row."""
 PARAMS = SamplingParams(max_tokens=LONG - 128, stop_token_ids=(1, 2))
 SHORT = SamplingParams(max_tokens=64, stop_token_ids=(1, 2))
-TOKEN, NOTHING = RowResult((7,)), RowResult()
+
+
+def engine_of(settings: dict[str, Any]) -> LLMEngine:
+    config = config_of(settings)
+    return LLMEngine(config, SimulatedRunner(config, PROFILE, BLOCKS))
 
 
 def config_of(settings: dict[str, Any]) -> EngineConfig:
@@ -73,14 +68,14 @@ def scheduler_loop(settings: dict[str, Any]) -> Callable[[], object]:
 
 
 def engine_loop(settings: dict[str, Any]) -> Callable[[], object]:
-    engine = LLMEngine(config_of(settings), InstantRunner())
+    engine = engine_of(settings)
     for index in range(SEQUENCES):
         engine.add(str(index), PROMPT, PARAMS, tenant=str(index % 4))
     return engine.step
 
 
 def arrivals_loop(settings: dict[str, Any]) -> Callable[[], object]:
-    engine = LLMEngine(config_of(settings), InstantRunner())
+    engine = engine_of(settings)
     added = 0
 
     def step() -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from aiohttp import web
 
 from engine.config import EngineConfig, load_config
-from engine.core_client import CORE_COMMAND, CoreClient
+from engine.core_client import CORE_COMMAND, LOGGED_COMMAND, CoreClient
 from engine.draining import StopSignals
 from engine.server import Server
 from engine.tokenizer import Tokenizer
@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None, core_command: Sequence[str] = CORE_C
         sock = _bind(args.host, args.port, args.allow_remote)
     except (ValueError, OSError) as error:
         return _refuse(error)
+    if args.step_log is not None:
+        core_command = (*LOGGED_COMMAND, str(args.step_log))
     with sock:
         return asyncio.run(_run(config, sock, core_command, drain_timeout))
 
@@ -63,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         default=str(DRAIN_TIMEOUT_S),
         help="seconds that running requests may take after SIGTERM; 0: none (default: %(default)s)",
     )
+    parser.add_argument("--step-log", type=Path, help="file for what each step computes and takes (engine.step_log)")
     return parser
 
 

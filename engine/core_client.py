@@ -21,6 +21,7 @@ from engine.sequence import EngineStats, SamplingParams, SequenceOutput
 from engine.waiting_room import WaitingRoom
 
 CORE_COMMAND = (sys.executable, "-m", "engine.core_process")
+LOGGED_COMMAND = (sys.executable, "-m", "engine.logged_process")
 EXIT_CODES = {"config": 2, "out_of_memory": 3, "crash": 4}
 STOP_GRACE_S = 1.0
 SPIN_COUNT = "10000"

@@ -40,13 +40,14 @@ def load_engine(config: EngineConfig) -> LLMEngine:
 class ModelRunner:
     """Owns the weights and the page pool. num_blocks: pages that kv_cache_memory_bytes buys.
 
-    model_window: tokens that the model's own attention sees, or None.
+    model_window: tokens that the model's own attention sees, or None. compute_dtype: what `dtype` auto became.
     """
 
     def __init__(self, config: EngineConfig) -> None:
         torch.set_num_threads(config.num_threads)
         self._device = torch.device(_device_name(config))
-        self._dtype = getattr(torch, _dtype_name(config, self._device))
+        self.compute_dtype = _dtype_name(config, self._device)
+        self._dtype = getattr(torch, self.compute_dtype)
         self._backend = _backend(config, self._device)
         self._operations = load_operations(self._backend, self._device)
         shape, draft_shape = _read_shapes(config)
@@ -72,8 +73,7 @@ class ModelRunner:
         self._build_cache(config)
 
     def _check_weights(self, config: EngineConfig, shapes: list[ModelConfig]) -> None:
-        dtype = str(self._dtype).removeprefix("torch.")
-        precision = (dtype, config.weight_dtype, config.weight_group_size, self._device.type == "cpu")
+        precision = (self.compute_dtype, config.weight_dtype, config.weight_group_size, self._device.type == "cpu")
         needed = sum(weight_bytes(shape, *precision) for shape in shapes)
         if needed > (available := self._available_bytes()):
             raise ValueError(f"model: the weights need {needed} bytes, there are {available}; see weight_dtype")
@@ -96,7 +96,7 @@ class ModelRunner:
         if config.uses_draft_model:
             assert self._draft_model is not None, "EngineConfig admits this method only with a draft model"
             shapes.append(self._draft_model.config)
-        pool = plan_pool(config, shapes, str(self._dtype).removeprefix("torch."))
+        pool = plan_pool(config, shapes, self.compute_dtype)
         pool.check(self._available_bytes() + self._pool_bytes)
         self._check_pages(pool.kv_dtype)
         self.num_blocks, self._pool_bytes = pool.pages, pool.pool_bytes

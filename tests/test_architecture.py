@@ -63,6 +63,16 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "tuner.store",
         "tuner.stored",
     ),
+    # The engine's scheduler on a virtual clock, in this process: see docs/architecture.md.
+    "tuner.simulation": (
+        "engine.profile",
+        "engine.simulator",
+        "engine.tokenizer",
+        "tuner.serving",
+        SCORING,
+        TRAFFIC,
+    ),
+    "tuner.profiling": ("engine.profile", "engine.step_log", "search_spaces", "tuner.errors", "tuner.serving"),
     "tuner.reference": ("tuner.scoring.probes", "tuner.serving", "tuner.stored", TRAFFIC),
     "tuner.search": ("search_spaces", "tuner.spec", "tuner.results"),
     # The study's own room: its parts, and what they stand on.
@@ -221,6 +231,15 @@ def test_the_torch_path_needs_no_triton() -> None:
         pending += [i for i in imports(MODULES[name]) if i in MODULES and i not in reached]
     assert "engine.kernels.reference" in reached
     assert not reached & {*TRITON, "engine.kernels.triton_operations"}
+
+
+def test_the_simulator_needs_no_torch() -> None:
+    reached, pending = set(), ["tuner.simulation", "tuner.profiling"]
+    while pending:
+        reached.add(name := pending.pop())
+        pending += [i for i in imports(MODULES[name]) if i in MODULES and i not in reached]
+    assert "engine.scheduler" in reached
+    assert not [name for name in reached if any(within(i, "torch") for i in imports(MODULES[name]))]
 
 
 def test_nothing_imports_the_front_door() -> None:

@@ -13,7 +13,8 @@ from engine.layers.attention import Span
 from engine.layers.penalties import Row, penalise
 from engine.layers.sampler import Stream, draw, probabilities, uniform
 from engine.models.decoder import Decoder
-from engine.scheduler import USUAL_DRAFT_LAG, ScheduledSequence
+from engine.scheduler import ScheduledSequence
+from engine.speculative.catching_up import draft_spans
 from engine.speculative.proposal import Proposal
 
 
@@ -34,43 +35,19 @@ class Drafter:
         self._geometry = (block_size, window, sink_tokens, model.embedding.device)
 
     def propose(self, step: list[ScheduledSequence], config: EngineConfig) -> list[Proposal]:
-        """Guesses for each scheduled sequence, num_drafts of them where it wants any and the draft cache is complete.
-
-        The first pass computes what the cache lacks: prompts, and what was generated without speculation. Sequences
-        that are far behind make up as many tokens a step together as a step may prefill of one prompt, and do not guess
-        until they are there.
-        """
-        most = min(config.prefill_chunk_size or config.max_num_batched_tokens, config.max_num_batched_tokens)
+        """Guesses for each scheduled sequence, num_drafts of them where it wants any and the draft cache is whole."""
         proposals = [Proposal(computed=item.sequence.num_draft_computed) for item in step]
-        members, spans = [], []
-        for index, item in enumerate(step):
-            if item.num_drafts and item.sequence.params.forced is None:
-                span = self._missing(item, most)
-                most -= len(span.tokens) if len(span.tokens) > USUAL_DRAFT_LAG else 0
-                if span.tokens:
-                    members.append(index)
-                    spans.append(span)
-                    proposals[index].computed = span.end
-        if spans:
+        found = draft_spans(step, config)
+        if found:
+            sequences = [step[span.item].sequence for span in found]
+            spans = [Span(s, f.start, s.tokens(f.start, f.end)) for s, f in zip(sequences, found, strict=True)]
             logits = self._last_logits(spans)
-            ready = [row for row, (i, span) in enumerate(zip(members, spans, strict=True)) if span.end == _end(step[i])]
-            members = [members[row] for row in ready]
+            for span in found:
+                proposals[span.item].computed = span.end
+            ready = [row for row, span in enumerate(found) if span.ready]
+            members = [found[row].item for row in ready]
             self._guess([step[i] for i in members], [proposals[i] for i in members], logits[ready])
         return proposals
-
-    def _missing(self, item: ScheduledSequence, most: int) -> Span:
-        """The next tokens that the draft cache lacks, at most `most` where it lacks many. Evicted pages are left out:
-        what no query of the target sees, the draft can do without."""
-        sequence, end = item.sequence, _end(item)
-        start = sequence.num_draft_computed
-        table, size = sequence.block_table, self._block_size
-        while table[start // size] is None:
-            start = (start // size + 1) * size
-        if end - start > USUAL_DRAFT_LAG:
-            end = min(end, start + most)
-            stop = next((i for i in range(start // size, -(-end // size)) if table[i] is None), len(table))
-            end = min(end, stop * size)
-        return Span(sequence, start, sequence.tokens(start, end))
 
     def _guess(self, step: list[ScheduledSequence], proposals: list[Proposal], logits: Tensor) -> None:
         """logits: [len(step), vocab], after each sequence's own tokens."""

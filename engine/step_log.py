@@ -1,0 +1,119 @@
+"""What each step computed and took, written to a file as the engine serves: what a step model is fitted to. No torch.
+
+The file is MessagePack, one frame a record: a Setting whenever the configuration changes, a TimedStep for each step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from engine.config import EngineConfig
+from engine.framing import FrameSplitter, pack
+from engine.llm_engine import LLMEngine, RowResult, Runner
+from engine.scheduler import ScheduledSequence
+from engine.sequence import SequenceOutput
+from engine.speculative.catching_up import draft_spans
+from engine.step_model import NO_DRAFTS, Counts, StepCounter, precision
+
+Guesses = tuple[tuple[int, int], ...]
+
+
+class Setting(msgspec.Struct, frozen=True, tag=True):
+    """What the steps after it ran under. precision: see step_model. Lengths in tokens."""
+
+    precision: str
+    compute_dtype: str
+    max_model_len: int
+    model_window: int | None
+
+
+class TimedStep(msgspec.Struct, frozen=True, tag=True):
+    """counts: see step_model.COUNTS. seconds: from the end of the step before it, if that left work, to its own.
+
+    guesses: of each verified sequence, how many guesses it had and how many stood.
+    """
+
+    counts: Counts
+    seconds: float
+    guesses: Guesses = ()
+
+
+_decode = msgspec.msgpack.Decoder(Setting | TimedStep).decode
+
+
+class CountedRunner:
+    """Another runner, and what its last step computed. compute_dtype: what dtype auto became."""
+
+    def __init__(self, runner: Runner, config: EngineConfig, compute_dtype: str, file: IO[bytes]) -> None:
+        self._runner, self._file, self._dtype = runner, file, compute_dtype
+        self.max_model_len, self.model_window, self.num_blocks = (
+            runner.max_model_len,
+            runner.model_window,
+            runner.num_blocks,
+        )
+        self._last: tuple[Counts, Guesses] | None = None
+        self._configure(config)
+
+    def _configure(self, config: EngineConfig) -> None:
+        self._config, self._counter = config, StepCounter(config, self.model_window)
+        self._file.write(pack(Setting(precision(config), self._dtype, self.max_model_len, self.model_window)))
+
+    def reconfigure(self, config: EngineConfig) -> None:
+        self._runner.reconfigure(config)
+        self.num_blocks = self._runner.num_blocks
+        self._configure(config)
+
+    def execute(self, step: list[ScheduledSequence]) -> list[RowResult]:
+        spans = draft_spans(step, self._config) if self._config.uses_draft_model else []
+        results = self._runner.execute(step)
+        guessed = [result.num_drafted for result in results]
+        drafted = self._counter.draft(step, spans, guessed) if spans else NO_DRAFTS
+        counts = (*self._counter.target(step, guessed), *drafted)
+        self._last = counts, _verified(step, results, self._config)
+        return results
+
+    def take(self) -> tuple[Counts, Guesses] | None:
+        """What the last step computed, once."""
+        last, self._last = self._last, None
+        return last
+
+
+class LoggedEngine(LLMEngine):
+    """LLMEngine that writes each step to a file."""
+
+    def __init__(self, config: EngineConfig, runner: CountedRunner, file: IO[bytes]) -> None:
+        super().__init__(config, runner)
+        self._counted, self._file = runner, file
+        self._ended: float | None = None
+
+    def step(self) -> list[SequenceOutput]:
+        """See LLMEngine."""
+        began = time.perf_counter() if self._ended is None else self._ended
+        outputs = super().step()
+        now = time.perf_counter()
+        if (step := self._counted.take()) is not None:
+            self._file.write(pack(TimedStep(step[0], now - began, step[1])))
+        self._ended = now if self.has_work() else None
+        if self._ended is None:
+            self._file.flush()  # whoever ends this process may not wait for it
+        return outputs
+
+
+def _verified(step: list[ScheduledSequence], results: list[RowResult], config: EngineConfig) -> Guesses:
+    """A proposal that prompt lookup did not find counts as guesses that fell, as in speculative.meter."""
+    return tuple(
+        (item.num_drafts, max(len(result.tokens) - 1, 0))
+        for item, result in zip(step, results, strict=True)
+        if item.num_drafts and item.sequence.params.forced is None
+        if result.num_drafted or not config.uses_draft_model
+    )
+
+
+def read_step_log(path: Path) -> Iterator[Setting | TimedStep]:
+    """The records, in order; one that was cut off at the end is left out."""
+    yield from map(_decode, FrameSplitter().feed(path.read_bytes()))

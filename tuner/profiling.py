@@ -1,0 +1,69 @@
+"""The profile of a study: a few short replays on the real engine, each step timed, for every precision of the space."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from engine.profile import Profile, profile_of
+from engine.step_log import read_step_log
+from search_spaces.space import ChoiceParameter, IntParameter, SearchSpace
+from tuner.errors import ServingError
+from tuner.serving import adapters
+from tuner.serving.config import ServingConfig
+from tuner.serving.testbed import EngineSettings, LiveTestbed, Load
+
+REQUESTS = 48
+SECONDS = 1.2
+"""Of a profiling replay: REQUESTS of the traffic in so many seconds, or in their own time if that is less."""
+CHUNK = 48
+PRECISION_KNOBS = ("weight_dtype", "kv_cache_dtype")
+
+
+def profiled_knobs(space: SearchSpace, baseline: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Knobs of the replays: each precision of the space, with whole prompts and with chunks, and at full depth."""
+    choices: list[list[tuple[str, Any]]] = []
+    for name in PRECISION_KNOBS:
+        parameter = space.parameters.get(name)
+        if isinstance(parameter, ChoiceParameter):
+            choices.append([(name, value) for value in parameter.choices])
+    depth = space.parameters.get("num_speculative_tokens")
+    deepest = depth.high if isinstance(depth, IntParameter) else 0
+    if isinstance(depth, ChoiceParameter):
+        deepest = max(value for value in depth.choices if isinstance(value, int))
+    found = []
+    for precision in itertools.product(*choices):
+        knobs = {**baseline, **dict(precision), "max_num_seqs": 64, "num_speculative_tokens": 0}
+        knobs["max_num_batched_tokens"] = max(int(baseline.get("max_num_batched_tokens", 512)), 64)
+        found += [knobs, {**knobs, "prefill_chunk_size": CHUNK}]
+        if deepest:
+            found.append({**knobs, "num_speculative_tokens": deepest})
+    return found
+
+
+def profiling_load(load: Load) -> Load:
+    """The first requests of a load, quickly one after the other."""
+    requests = load.requests[:REQUESTS]
+    span = max(requests[-1].arrival, 1e-3)
+    return Load(requests, span, load.window, max(span / SECONDS, 1.0), load.drain_timeout)
+
+
+def take_profile(settings: EngineSettings, configs: Iterable[ServingConfig], load: Load) -> Profile:
+    """Replay `load` under each of `configs` on a logged engine of its own. Those that the engine refuses are left out.
+
+    Raises ValueError where too few steps ran, ServingError where the engine cannot be started.
+    """
+    log = settings.directory / "steps.log"
+    launcher = (*(settings.launcher or adapters.BUNDLED_COMMAND), "--step-log", str(log))
+    refused: list[ServingError] = []
+    with LiveTestbed(replace(settings, launcher=launcher), {}) as testbed:
+        for config in configs:
+            try:
+                testbed.measure(config, load, purpose="trial", probes=None, stop=None)
+            except ServingError as error:
+                refused.append(error)
+    if not log.exists():
+        raise refused[0]
+    return profile_of(read_step_log(log))

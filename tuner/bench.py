@@ -9,6 +9,7 @@ from tuner.early_stop import hopeless
 from tuner.errors import LaunchError, SpeculationLossy
 from tuner.outcome import Reporter, disqualifying_doubt
 from tuner.plan import Plan
+from tuner.reference import cache_reference, cached_reference
 from tuner.scored import floor_of
 from tuner.scoring.probes import FINAL, FULL, Probe, ProbeRecord, against
 from tuner.scoring.quality import quality_score
@@ -23,6 +24,10 @@ LAUNCHES = 2
 """A process that does not come up is tried this often before it counts as broken."""
 STOPPABLE = ("calibration", "trial")
 """What may stop early when its SLOs are out of reach. The baseline and the validations are numbers that people read."""
+
+FRESH = ("calibration", "verify")
+"""What takes no answer from the store and leaves none for others: a calibration asks nothing, and a verification asks
+again, perhaps other requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +44,19 @@ class Bench:
     def study_name(self) -> str:
         return self.plan.spec.name
 
-    def measure(self, trial: int | None, config: ServingConfig, load: Load, purpose: Purpose) -> Measurement:
+    def measure(
+        self, trial: int | None, config: ServingConfig, load: Load, purpose: Purpose, final: bool | None = None
+    ) -> Measurement:
         """Measure and store; once more where the figures are not the configuration's (see disqualifying_doubt), which
-        may be so for the second time too. Raises ServingError when the engine fails.
+        may be so for the second time too. final: ask all probes and check the speculation, as a repeat does by default;
+        a verification asks all probes afresh, or none. Raises ServingError when the engine fails.
         """
-        checked = self._check_speculation(config) if purpose == "repeat" else ()
-        measured = self._measure(trial, config, load, purpose, checked)
+        final = purpose == "repeat" if final is None else final
+        checked = self._check_speculation(config) if final else ()
+        measured = self._measure(trial, config, load, purpose, checked, final)
         if (doubt := disqualifying_doubt(self.plan, measured)) is not None:
             self.report.note(f"{purpose} is measured again: {doubt.name}: {doubt.detail}; {doubt.advice}")
-            measured = self._measure(trial, config, load, purpose, checked)
+            measured = self._measure(trial, config, load, purpose, checked, final)
         return measured
 
     def _measure(
@@ -57,12 +66,13 @@ class Bench:
         load: Load,
         purpose: Purpose,
         checked: tuple[DomainSpeculation, ...],
+        final: bool,
     ) -> Measurement:
-        """Probes are asked once per quality key and study, and repeated from then on."""
+        """Probes are asked once per quality key and study, and repeated from then on; see also FRESH."""
         self.renew_lease()
-        quality_key = adapters.quality_key(config)
-        known = () if purpose == "calibration" else self.store.quality_records(self.study_name, quality_key) or ()
-        probes = self._to_ask(purpose, known)
+        quality_key = None if purpose in FRESH else adapters.quality_key(config)
+        known = () if quality_key is None else self.store.quality_records(self.study_name, quality_key) or ()
+        probes = () if quality_key is None and not final else self._to_ask(known, final)
         stop = hopeless(load.requests, self.plan.slos, load.time_scale) if purpose in STOPPABLE else None
         for launch in range(LAUNCHES):
             try:
@@ -77,14 +87,14 @@ class Bench:
         self.store.save_measurement(self.study_name, trial, measured, quality_key)
         return measured
 
-    def _to_ask(self, purpose: Purpose, known: Sequence[ProbeRecord]) -> tuple[Probe, ...]:
+    def _to_ask(self, known: Sequence[ProbeRecord], final: bool) -> tuple[Probe, ...]:
         """Probes not answered yet: finalists are asked those of the last gate too. What a gate has stopped stays so."""
-        if purpose == "calibration" or (known and max(record.gate for record in known) < FULL):
+        if known and max(record.gate for record in known) < FULL:
             return ()
         answered = {record.probe_id for record in known}
-        last = FINAL if purpose == "repeat" else FULL
+        last = FINAL if final else FULL
         open_ = [probe for probe in self.plan.probes if probe.gate <= last and probe.id not in answered]
-        return against(open_, self._reference()) if open_ else ()
+        return against(open_, self.reference()) if open_ else ()
 
     def _check_speculation(self, config: ServingConfig) -> tuple[DomainSpeculation, ...]:
         """A finalist that speculates must answer as it does without. Raises SpeculationLossy."""
@@ -95,11 +105,20 @@ class Bench:
             raise SpeculationLossy(f"greedy answers differ with speculation in {', '.join(lossy)}")
         return found
 
-    def _reference(self) -> tuple[ProbeRecord, ...]:
-        reference = self.store.reference(self.plan.reference_key)
-        assert reference is not None, "the reference is measured first"
-        return reference
+    def reference(self) -> tuple[ProbeRecord, ...]:
+        """Answers of the full-precision reference, from the store if it has answered these probes before."""
+        plan, cache = self.plan, self.plan.spec.quality.reference_cache
+        if (known := self.store.reference(plan.reference_key)) is not None:
+            return known
+        records = None if cache is None else cached_reference(cache, plan.reference_key)
+        if records is None:
+            self.report.begin("reference")
+            records = self.testbed.answer(plan.reference, plan.probes)
+            if cache is not None:
+                cache_reference(cache, plan.reference_key, records)
+        self.store.save_reference(plan.reference_key, records)
+        return records
 
     def _hopeless(self, records: Sequence[ProbeRecord]) -> bool:
         floors = {name: floor_of(self.plan.spec, name) for name in {record.slice for record in records}}
-        return quality_score(self._reference(), records, floors).hopeless
+        return quality_score(self.reference(), records, floors).hopeless

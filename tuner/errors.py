@@ -7,6 +7,7 @@ ServingError                 the engine under test failed; ends the trial, never
 ├── EngineOutOfMemory        the process died, or refused the configuration, for want of memory
 ├── EngineHung               no progress before the deadline
 ├── SpeculationLossy         speculation changes greedy answers
+├── Doubtful                 it was measured, but not it: see docs/metrics.md, doubts
 └── ConfigRejected           the engine says that this configuration cannot run
 """
 
@@ -47,6 +48,12 @@ class SpeculationLossy(ServingError):
     """Speculation changes greedy answers."""
 
     reason = "speculation_lossy"
+
+
+class Doubtful(ServingError):
+    """A replay whose figures are not the configuration's, even when repeated."""
+
+    reason = "doubtful"
 
 
 class ConfigRejected(ServingError):

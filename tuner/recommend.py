@@ -104,15 +104,15 @@ class Proven:
 def proven(results: StudyResults, trial: TrialResult) -> Proven:
     """See Proven; of a trial that held on no window again, or never was measured again: what the search measured."""
     again = [v for v in results.validations if v.trial == trial.number and v.purpose in ("repeat", "holdout")]
-    held_again = _holding(again)
+    held_again = holding(again)
     if {v.purpose for v in held_again} == {v.purpose for v in again} and held_again:
         least = min(held_again, key=lambda v: (v.time_scale, v.traffic.goodput.value))
         return Proven(least.traffic.goodput, least.time_scale, least.window)
     return Proven(_goodput(trial), trial.time_scale or results.time_scale, "tune")
 
 
-def _holding(validations: Sequence[ValidationResult]) -> list[ValidationResult]:
-    """Those at a purpose's load at which none of them missed."""
+def holding(validations: Sequence[ValidationResult]) -> list[ValidationResult]:
+    """Those at a load of a purpose at which none of that purpose missed."""
     missed = {(v.purpose, v.time_scale) for v in validations if not v.holds}
     return [v for v in validations if (v.purpose, v.time_scale) not in missed]
 
@@ -160,7 +160,7 @@ def _missed_validations(results: StudyResults) -> dict[int, str]:
             tested.setdefault((validation.trial, validation.purpose), []).append(validation)
     worst: dict[int, tuple[float, str]] = {}
     for (trial, purpose), measured in tested.items():
-        if _holding(measured):
+        if holding(measured):
             continue
         lowest = min(measured, key=lambda one: (one.time_scale, one.holds))
         name, value = max(lowest.constraints.items(), key=lambda item: item[1])

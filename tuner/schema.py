@@ -55,6 +55,13 @@ validation_failures = sa.Table(
     *_columns(sa.Float, "time_scale"),
 )
 """A table of its own: the trial has a measurement and did not fail, and databases of before need no new column."""
+verifications = sa.Table(
+    "tune_verifications",
+    tables,
+    sa.Column("id", sa.Integer, primary_key=True),
+    _study_key(),
+    *_columns(sa.Text, "content", "created"),
+)
 references = sa.Table(
     "tune_references",
     tables,
@@ -64,3 +71,5 @@ references = sa.Table(
 )
 _lease_columns = (_study_key(primary=True), *_columns(sa.Text, "owner"), *_columns(sa.Float, "expires"))
 leases = sa.Table("tune_leases", tables, *_lease_columns)
+of_study = (measurements, failures, validation_failures, verifications, leases)
+"""What belongs to one study, and goes with it."""

@@ -30,6 +30,7 @@ from tuner.stored import (
     Lease,
     RawRecords,
     StoredMeasurement,
+    StoredVerification,
     StudyInfo,
     ValidationFailure,
     dump,
@@ -147,7 +148,7 @@ class Store:
         """
         study_id = self._study(name).id
         with self._engine.begin() as connection:
-            for table in (schema.measurements, schema.failures, schema.validation_failures, schema.leases):
+            for table in schema.of_study:
                 connection.execute(sa.delete(table).where(table.c.study_id == study_id))
             connection.execute(sa.delete(schema.studies).where(schema.studies.c.id == study_id))
         if name in optuna.get_all_study_names(self.optuna_storage()):
@@ -208,10 +209,16 @@ class Store:
     def validation_failures(self, study: str) -> tuple[ValidationFailure, ...]:
         """All failed validations of a study in the order in which they were saved."""
         rows = self._rows(schema.validation_failures, study)
-        return tuple(
-            ValidationFailure(row.trial, row.purpose, row.window, row.time_scale, row.reason, row.detail)
-            for row in rows
-        )
+        return tuple(ValidationFailure(r.trial, r.purpose, r.window, r.time_scale, r.reason, r.detail) for r in rows)
+
+    def save_verification(self, study: str, done: StoredVerification) -> None:
+        """Keep what a verification was about, once its measurements are kept."""
+        self._insert(schema.verifications, {"study_id": self._study(study).id, "content": dump(asdict(done))})
+
+    def verifications(self, study: str) -> tuple[StoredVerification, ...]:
+        """All verifications of a study in the order in which they were made."""
+        rows = self._rows(schema.verifications, study)
+        return tuple(StoredVerification(**{**json.loads(row.content), "created": row.created}) for row in rows)
 
     def save_reference(self, key: str, records: Sequence[ProbeRecord]) -> None:
         """Keep reference probe records under the hash of what they depend on; the first ones stay."""

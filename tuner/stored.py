@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -74,6 +74,24 @@ class ValidationFailure:
     time_scale: float
     reason: str
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVerification:
+    """One `tune verify`: of which trial, on what. trace: its file; trace_hash: of its content. window: "tune" or
+    "holdout" of the study's trace, or "new". reference_key: of the reference that its answers are held against.
+    measurements: ids, the baseline's and the trial's by turns. failure: how the trial's engine failed, if it did.
+    created: UTC, ISO 8601, set by the store."""
+
+    trial: int
+    window: str
+    time_scale: float
+    trace: str
+    trace_hash: str
+    reference_key: str
+    measurements: Sequence[int]
+    failure: str | None = None
+    created: str = ""
 
 
 @dataclass(frozen=True, slots=True)

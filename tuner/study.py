@@ -16,7 +16,6 @@ from tuner.errors import LaunchError
 from tuner.knee import time_scale
 from tuner.outcome import Outcome, Reporter, broken, judge
 from tuner.plan import Plan, make_plan
-from tuner.reference import cache_reference, cached_reference
 from tuner.resume import check_unchanged, held_lease
 from tuner.scored import representative
 from tuner.scoring.probes import ProbeRecord
@@ -55,7 +54,7 @@ def run_study(
     with held_lease(store, spec.name) as renew:
         session = Session(Bench(plan, store, testbed, report, renew), _optuna_study(plan, store))
         try:
-            reference = _reference(session)
+            reference = session.bench.reference()
             _reconcile(session, reference)
             report.resumed(_earlier(session))
             scale = time_scale(session.bench)
@@ -90,22 +89,6 @@ def _optuna_study(plan: Plan, store: Store) -> optuna.Study:
         directions=search.directions(),
         load_if_exists=True,
     )
-
-
-def _reference(session: Session) -> tuple[ProbeRecord, ...]:
-    """Answers of the full-precision reference, from the store if it has answered these probes before."""
-    plan, store = session.bench.plan, session.bench.store
-    if (known := store.reference(plan.reference_key)) is not None:
-        return known
-    cache = plan.spec.quality.reference_cache
-    records = None if cache is None else cached_reference(cache, plan.reference_key)
-    if records is None:
-        session.bench.report.begin("reference")
-        records = session.bench.testbed.answer(plan.reference, plan.probes)
-        if cache is not None:
-            cache_reference(cache, plan.reference_key, records)
-    store.save_reference(plan.reference_key, records)
-    return records
 
 
 def _reconcile(session: Session, reference: tuple[ProbeRecord, ...] | None) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuner.recommend import Recommendation, held, recommend
-from tuner.results import StudyResults, load_results
+from tuner.recommend import TESTING, Recommendation, held, holding, recommend
+from tuner.results import TRIALS, StudyResults, load_results
+from tuner.scored import Scored, score
+from tuner.scoring.probes import ProbeRecord
+from tuner.serving.measurement import Measurement
 from tuner.spec import StudySpec, flat, parse_spec, read_mapping
 from tuner.store import Store
 
@@ -20,8 +23,8 @@ FLOORS = ("floors", "default_floor")
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """One constraint: trials that miss it as the study was scored, and as it is scored now, of those that were measured
-    as far as it asks (a replay that was stopped answered no probes)."""
+    """One constraint: replays of trials that miss it as the study was scored, and as it is scored now, of those that
+    were measured as far as it asks (a replay that was stopped answered no probes)."""
 
     name: str
     missed_before: int
@@ -68,15 +71,17 @@ def whatif(store: Store, study: str, path: Path) -> WhatIf:
         raise ValueError(f"{path}: {error}") from None
     before, after = recommend(old), recommend(new)
     missed, changes = _missed(new, before), _changes(old.spec, spec)
+    replays = [stored.measurement for stored in store.measurements(study) if stored.measurement.purpose in TRIALS]
+    reference = store.reference(str(store.study_info(study).provenance.get("reference_key", ""))) or ()
     return WhatIf(
         before=before,
         after=after,
         results=new,
         changes=changes,
-        bindings=_bindings(old, new),
+        bindings=_bindings(replays, reference, old.spec, spec),
         old_missed=missed,
         holds=None if before.trial is None else not missed and _state(new, before) == "feasible",
-        unknown=() if all(key.startswith("cost") for key in changes) else tuple(_unknown(old, new, after)),
+        unknown=() if all(key.startswith("cost") for key in changes) else tuple(_unknown(replays, old, new, after)),
     )
 
 
@@ -135,33 +140,37 @@ def _changes(old: StudySpec, new: StudySpec) -> dict[str, tuple[Any, Any]]:
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 
-def _bindings(old: StudyResults, new: StudyResults) -> tuple[Binding, ...]:
-    names = sorted({name for results in (old, new) for trial in results.trials for name in trial.constraints})
-    return tuple(
-        Binding(name, sum(v > 0 for v in _values(old, name)), sum(after), len(after))
-        for name in names
-        for after in [[value > 0 for value in _values(new, name)]]
-    )
+def _bindings(
+    replays: Sequence[Measurement], reference: Sequence[ProbeRecord], old: StudySpec, new: StudySpec
+) -> tuple[Binding, ...]:
+    before = [score(replay, reference, old) for replay in replays]
+    after = [score(replay, reference, new) for replay in replays]
+    found = []
+    for name in sorted({name for scored in before + after for name in scored.constraints}):
+        counts = [[v > 0 for v in _values(scored, name)] for scored in (before, after)]
+        found.append(Binding(name, sum(counts[0]), sum(counts[1]), len(counts[1])))
+    return tuple(found)
 
 
-def _values(results: StudyResults, name: str) -> list[float]:
-    """A constraint in the trials that were measured as far as it asks."""
-    asked = [trial for trial in results.trials if trial.quality is not None or not _quality(name)]
-    return [trial.constraints[name] for trial in asked if name in trial.constraints]
+def _values(replays: Sequence[Scored], name: str) -> list[float]:
+    """A constraint in the replays that were measured as far as it asks."""
+    asked = [scored for scored in replays if scored.quality is not None or not _quality(name)]
+    return [scored.constraints[name] for scored in asked if name in scored.constraints]
 
 
 def _missed(new: StudyResults, before: Recommendation) -> dict[str, float]:
-    """What the old recommendation misses now, in its trial or where it was measured again; the worst of each."""
+    """What the old recommendation misses now, in its trial or, for one purpose, wherever it was measured again."""
     if before.trial is None:
         return {}
     number = before.trial.number
     measured = [trial.constraints for trial in new.trials if trial.number == number]
-    measured += [v.constraints for v in new.validations if v.trial == number and v.purpose != "calibration"]
+    for purpose in TESTING:
+        tests = [v for v in new.validations if (v.trial, v.purpose) == (number, purpose)]
+        if tests and not holding(tests):
+            measured.append(min(tests, key=lambda test: test.time_scale).constraints)
     missed: dict[str, float] = {}
     for constraints in measured:
-        for name, value in constraints.items():
-            if value > max(missed.get(name, 0.0), 0.0):
-                missed[name] = value
+        missed |= {name: max(value, missed.get(name, 0.0)) for name, value in constraints.items() if value > 0}
     return missed
 
 
@@ -169,21 +178,18 @@ def _state(results: StudyResults, found: Recommendation) -> str:
     return next(trial.state for trial in results.trials if trial.number == _number(found))
 
 
-def _unknown(old: StudyResults, new: StudyResults, after: Recommendation) -> list[str]:
+def _unknown(replays: Sequence[Measurement], old: StudyResults, new: StudyResults, after: Recommendation) -> list[str]:
     words = []
-    stopped = [trial.number for trial in new.trials if trial.reason == "stopped_early"]
-    if stopped:
+    if stopped := sum(replay.stopped is not None for replay in replays):
         words.append(
-            f"{len(stopped)} of {len(new.trials)} replays ended early because the old SLOs were out of reach. They "
-            "count as missed and answered no probes; under looser bounds a whole replay might have held."
+            f"{stopped} of {len(replays)} replays ended early because the old SLOs were out of reach. They count as "
+            "missed and answered no probes; under looser bounds a whole replay might have held."
         )
     if old.spec.traffic.time_scale == "auto":
         words.append(
-            f"The load, {old.time_scale:g} times the recorded rate, was found for the old SLOs; a study of the new "
-            "ones might have found another, at which the configurations rank differently."
+            f"The loads that were tried, from {old.time_scale:g} times the recorded rate, were found by the old SLOs: "
+            "what a configuration would hold at others is not known."
         )
-    if new.baseline.state == "feasible" and old.baseline.state != "feasible":
-        words.append("At this load the baseline holds now: configurations that can serve more had nothing to show.")
     if any(trial.quality is not None and not trial.quality.complete for trial in new.trials):
         words.append("Some trials were asked only the first probes, for the old floors were lost; they stay unproven.")
     if after.trial is not None and after.trial.number not in held(new):
@@ -219,14 +225,17 @@ def as_dict(found: WhatIf) -> dict[str, Any]:
 
 def _side(found: Recommendation) -> dict[str, Any]:
     trial = found.trial or found.least_violating
-    goodput = None if trial is None or trial.traffic is None else trial.traffic.goodput
+    gains = {gain.name: gain for gain in found.gains}
+    goodput, load = (gains.get(name) for name in ("goodput", "load"))
+    interval = None if goodput is None else goodput.recommended_interval
     closest = max(trial.constraints.items(), key=lambda item: item[1], default=None) if trial is not None else None
     return {
         "trial": _number(found),
         "deployable": found.deployable,
         "verdict": found.verdict,
         "closest_trial": None if trial is None else trial.number,
-        "goodput": None if goodput is None else {"value": goodput.value, "low": goodput.low, "high": goodput.high},
+        "goodput": None if interval is None else {"value": interval.value, "low": interval.low, "high": interval.high},
+        "time_scale": None if load is None else load.recommended,
         "binding_constraint": None if closest is None else {"name": closest[0], "violation": closest[1]},
         "knobs": {} if trial is None else dict(trial.knobs),
     }

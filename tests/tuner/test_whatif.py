@@ -91,7 +91,7 @@ def test_a_tighter_bound_moves_the_recommendation(run: Path) -> None:
 def test_it_says_what_scoring_again_cannot_know(run: Path) -> None:
     unknown = " ".join(_found(run, {"slos": {"chat": {"ttft": 2.0}}})["unknown"])
     assert "1 of 4 replays ended early because the old SLOs were out of reach" in unknown
-    assert "2 times the recorded rate, was found for the old SLOs" in unknown
+    assert "from 2 times the recorded rate, were found by the old SLOs" in unknown
     assert "Trial 1 has not held when measured again" in unknown
     assert _found(run, {"cost": {"price_per_hour": 2.0}})["unknown"] == [], "a price changes no ranking by goodput"
 

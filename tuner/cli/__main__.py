@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from tuner.cli import machine, measure, quality, resume, studies, study, trace, trace_synth, trace_tools, whatif
+from tuner.cli import machine, measure, quality, resume, studies, study, trace, trace_synth, trace_tools, verify, whatif
 from tuner.cli.errors import ErrorGroup
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command()(resume.resume)
 app.command()(studies.status)
 app.command("recommend")(study.recommend_)
 app.command()(whatif.whatif)
+app.command()(verify.verify)
 app.command()(study.report)
 app.command()(study.export)
 app.command()(trace.record)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -101,17 +103,25 @@ def run(
 
 def execute(file: Path, spec: StudySpec, directory: Path, resume: bool) -> None:
     """Run or resume a study, and hand over what came of it; Ctrl-C and SIGTERM end it with the line that goes on."""
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     try:
-        _run_study(spec, directory, resume)
+        with stopping():
+            _run_study(spec, directory, resume)
     except KeyboardInterrupt:
         where = "" if file.parent == directory else f" --out {directory.parent}"
         subject = directory if file.parent == directory else file
         typer.echo(f"\ninterrupted; go on with: tune resume {subject}{where}", err=True)
         raise typer.Exit(130) from None
+    _finish(directory)
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """SIGTERM means what Ctrl-C means: the engine is ended, what was measured stays."""
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-    _finish(directory)
 
 
 def _run_study(spec: StudySpec, directory: Path, resume: bool) -> None:

@@ -97,20 +97,25 @@ def _sides(before: Recommendation, after: Recommendation) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("", "before", "now"):
         table.add_column(heading, justify="left" if not heading else "right")
-    for row in zip(("trial", "goodput (requests/s)", "binds most"), _side(before), _side(after), strict=True):
-        table.add_row(*row)
+    cells = zip(*(_side(side) for side in (before, after)), strict=True)
+    for name, row in zip(
+        ("trial", "goodput (requests/s)", "at times the recorded rate", "binds most"), cells, strict=True
+    ):
+        table.add_row(name, *row)
     return table
 
 
-def _side(found: Recommendation) -> tuple[str, str, str]:
+def _side(found: Recommendation) -> tuple[str, str, str, str]:
     trial = found.trial or found.least_violating
     if trial is None:
-        return ("none", "-", "-")
+        return ("none", "-", "-", "-")
     number = str(trial.number) if found.trial is not None else f"none (closest {trial.number})"
-    goodput = None if trial.traffic is None else trial.traffic.goodput
+    gains = {gain.name: gain for gain in found.gains}
+    goodput = gains["goodput"].recommended_interval if "goodput" in gains else None
     shown = "-" if goodput is None else f"{goodput.value:.2f} [{goodput.low:.2f}, {goodput.high:.2f}]"
+    load = _plain(gains["load"].recommended) if "load" in gains else "-"
     name, value = max(trial.constraints.items(), key=lambda item: item[1])
-    return (number, shown, f"{name} {'missed' if value > 0 else 'met'} by {abs(value):.3f}")
+    return (number, shown, load, f"{name} {'missed' if value > 0 else 'met'} by {abs(value):.3f}")
 
 
 def _bindings(found: WhatIf) -> Table:
@@ -118,7 +123,7 @@ def _bindings(found: WhatIf) -> Table:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("constraint", "missed before", "missed now", "of trials"):
+    for heading in ("constraint", "missed before", "missed now", "of replays"):
         table.add_column(heading, justify="left" if heading == "constraint" else "right")
     for one in found.bindings:
         counts = (str(count) for count in (one.missed_before, one.missed_after, one.measured))

@@ -10,7 +10,7 @@ from tuner.scoring.speculation import DomainSpeculation
 from tuner.serving.config import ServingConfig
 from tuner.traffic.trace import RequestRecord
 
-Purpose = Literal["calibration", "baseline", "trial", "recorded_rate", "holdout", "reference", "repeat"]
+Purpose = Literal["calibration", "baseline", "trial", "recorded_rate", "holdout", "reference", "repeat", "verify"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from engine.tokenizer import REPLACEMENT, Detokenizer, Tokenizer
 class Job:
     """What a request asked for. arrival: time.perf_counter() seconds. every_step: a piece a step, even without text.
 
-    priority, tenant: for the scheduling policy.
+    priority, tenant: for the scheduling policy. slo_class: for the metrics.
     """
 
     prompt: list[int]
@@ -27,6 +27,7 @@ class Job:
     arrival: float
     priority: int
     tenant: str
+    slo_class: str = ""
 
 
 class Generation:
@@ -90,13 +91,10 @@ class Generation:
         piece.top_logprobs.append([(self._tokenizer.token_text(top), x) for top, x in wanted])
 
     def _count_service(self, output: SequenceOutput) -> None:
-        self._metrics.tenants.serve(
-            self._job.tenant,
-            prompt=0 if self._num_tokens else len(self._job.prompt),
-            generated=len(output.tokens),
-            drafted=output.num_drafted,
-            accepted=output.num_accepted,
-        )
+        prompt, generated = 0 if self._num_tokens else len(self._job.prompt), len(output.tokens)
+        guesses = {"drafted": output.num_drafted, "accepted": output.num_accepted}
+        self._metrics.tenants.serve(self._job.tenant, prompt=prompt, generated=generated, **guesses)
+        self._metrics.classes.serve(self._job.slo_class, prompt=prompt, generated=generated, **guesses)
 
     def _observe(self, finish_reason: FinishReason | None) -> None:
         now = time.perf_counter()

@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from engine.sequence import EngineStats, FinishReason
-from engine.tenant_service import TenantService
+from engine.service import Service
 
 PREFIX = "servetune:"
 
@@ -23,14 +23,16 @@ TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_00
 class Metrics:
     """The registry. Counters and gauges are read from the engine's latest stats, histograms are fed by requests.
 
-    tenants: who got what.
+    tenants, classes: who got what, by tenant and by SLO class.
     """
 
     def __init__(self, stats: Callable[[], EngineStats]) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_StatsCollector(stats))
-        self.tenants = TenantService(PREFIX)
+        self.tenants = Service(PREFIX, "tenant", "tenant")
+        self.classes = Service(PREFIX, "class", "slo_class")
         self._registry.register(self.tenants)
+        self._registry.register(self.classes)
         self._first = self._histogram("time_to_first_token_seconds", "From arrival to the first token.", SECONDS)
         self._gap = self._histogram("inter_token_latency_seconds", "Between steps that gave a request tokens.", SECONDS)
         self._per_token = self._histogram(

@@ -33,8 +33,9 @@ from engine.tokenizer import Tokenizer
 MAX_BODY_BYTES = 32 * 2**20
 HEALTH_TIMEOUT_S = 10.0
 TENANT_HEADER = "X-Tenant"
+CLASS_HEADER = "X-SLO-Class"
 """As replays send it and recordings read it."""
-MAX_TENANT_CHARS = 256
+MAX_NAME_CHARS = 256
 
 
 class Server:
@@ -151,10 +152,12 @@ class Server:
         streams: list[OutputStream] = []
         try:
             for prompt, params in asked:
-                streams.append(self._submit(_id("score"), prompt, params, 0, _tenant(request)))
+                streams.append(self._submit(_id("score"), prompt, params, 0, _name(request, TENANT_HEADER)))
             items = [await _scores(stream) for stream in streams]
             for prompt, params in asked:
-                self._metrics.tenants.serve(_tenant(request), prompt=len(prompt), generated=params.max_tokens)
+                served = {"prompt": len(prompt), "generated": params.max_tokens}
+                self._metrics.tenants.serve(_name(request, TENANT_HEADER), **served)
+                self._metrics.classes.serve(_name(request, CLASS_HEADER), **served)
             return json_response({"items": items})
         finally:
             for stream in streams:
@@ -196,8 +199,8 @@ class Server:
     ) -> Job:
         self._prompts.check_ids(list(body.logit_bias), "logit_bias")
         params = body.sampling(max_tokens, self._tokenizer.eos_token_ids, num_top_logprobs)
-        tenant = _tenant(request, body.user)
-        return Job(prompt, params, body.stop, body.return_token_ids, arrival, body.priority, tenant)
+        tenant, slo_class = _name(request, TENANT_HEADER, body.user), _name(request, CLASS_HEADER)
+        return Job(prompt, params, body.stop, body.return_token_ids, arrival, body.priority, tenant, slo_class)
 
     def _submit(
         self, request_id: str, prompt: list[int], params: SamplingParams, priority: int, tenant: str
@@ -267,9 +270,9 @@ async def _scores(stream: OutputStream) -> dict[str, Any]:
     return scores | {name: data for name, data in listed.items() if data}
 
 
-def _tenant(request: web.Request, user: str | None = None) -> str:
-    tenant = (request.headers.get(TENANT_HEADER) or user or "")[:MAX_TENANT_CHARS]
-    return tenant.encode(errors="replace").decode()  # bytes of a header that are not UTF-8 come as lone surrogates
+def _name(request: web.Request, header: str, otherwise: str | None = None) -> str:
+    name = (request.headers.get(header) or otherwise or "")[:MAX_NAME_CHARS]
+    return name.encode(errors="replace").decode()  # bytes of a header that are not UTF-8 come as lone surrogates
 
 
 def _id(kind: str) -> str:

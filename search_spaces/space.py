@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,13 @@ class SearchSpace:
             if gone & set(parameter.when):
                 gone.add(name)
         return SearchSpace({name: p for name, p in self.parameters.items() if name not in gone})
+
+    def without_choice(self, name: str, choice: Value) -> SearchSpace:
+        """The space in which a parameter cannot take this value. The parameter must have others."""
+        parameter = self.parameters[name]
+        assert isinstance(parameter, ChoiceParameter), f"{name} is no list of choices"
+        left = replace(parameter, choices=tuple(c for c in parameter.choices if c != choice))
+        return SearchSpace({**self.parameters, name: left})
 
 
 def load_space(source: Path | Mapping[str, Any]) -> SearchSpace:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search_spaces.space import SearchSpace, load_space
+from search_spaces.space import ChoiceParameter, SearchSpace, load_space
 from tuner.environment import file_hash, model_hash
 from tuner.errors import ConfigRejected
 from tuner.reference import production_probes, reference_key
@@ -125,7 +125,7 @@ def config_of(spec: StudySpec, knobs: Mapping[str, Any]) -> ServingConfig:
 
 
 def _space(spec: StudySpec) -> SearchSpace:
-    """The search space; without a draft model only ngram, fixed in the settings, has a depth to search."""
+    """The search space; without a draft model only ngram has a depth to search."""
     space = load_space(spec.search_space)
     if "synthetic_acceptance" in {*space.parameters, *spec.engine.settings}:
         raise ValueError(
@@ -134,8 +134,12 @@ def _space(spec: StudySpec) -> SearchSpace:
     for name in space.parameters:
         if name in spec.engine.settings:
             raise ValueError(f"engine.settings.{name}: fixed here and varied by the search space; expected one of both")
-    can_guess = spec.draft_model is not None or spec.engine.settings.get("speculative_method") == "ngram"
-    return space if can_guess else space.without("num_speculative_tokens")
+    if spec.draft_model is not None or spec.engine.settings.get("speculative_method") == "ngram":
+        return space
+    method = space.parameters.get("speculative_method")
+    if isinstance(method, ChoiceParameter) and "ngram" in method.choices:
+        return space.without_choice("speculative_method", "draft_model")
+    return space.without("num_speculative_tokens")
 
 
 def _baseline(spec: StudySpec, space: SearchSpace) -> dict[str, Any]:

@@ -68,7 +68,8 @@ def store(paged: PagedTensor, slots: Tensor, x: Tensor) -> None:
 
 def load(paged: PagedTensor, pages: Tensor, dtype: torch.dtype) -> Tensor:
     """Pages [N] as [N, block_size, KV, D] in `dtype`; int4 as it is stored, rotated."""
-    data = paged.data.index_select(0, pages)
+    # Flat pages are copied whole; with more than two dimensions index_select sets up an iterator for each.
+    data = paged.data.flatten(1).index_select(0, pages).view(len(pages), *paged.data.shape[1:])
     if paged.scales is None:
         return data.to(dtype)
     return (_decode(data, paged.dtype) * paged.scales.index_select(0, pages).unsqueeze(-1)).to(dtype)

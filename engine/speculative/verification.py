@@ -33,7 +33,7 @@ def verify(
     if any(item.sequence.params.penalised for item in step):
         items = zip(step, proposals, counts, strict=True)
         logits = penalise(logits, [Row(i.sequence, p.tokens[:k]) for i, p, count in items for k in range(count)])
-    top: list[int] = logits.argmax(-1).tolist() if logits.numel() else []
+    top: list[int] = logits.max(-1).indices.tolist() if logits.numel() else []
     tokens: list[list[int]] = []
     sampled: list[_Sampled] = []
     first = 0

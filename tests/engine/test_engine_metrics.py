@@ -13,7 +13,7 @@ from serving import Engine, running
 
 from engine.metrics import Metrics
 from engine.sequence import EngineStats
-from engine.tenant_service import MAX_TENANTS, OTHERS
+from engine.service import MAX_LABELS, OTHERS
 
 PREFIX = "servetune:"
 Samples = dict[tuple[str, str], float]
@@ -44,12 +44,13 @@ def engine(tiny_llama: Path) -> Iterator[Engine]:
 
 async def complete(http: aiohttp.ClientSession, tenant: str, **body: Any) -> None:
     body = {"prompt": REPEATING, "max_tokens": 40, "temperature": 0, "ignore_eos": True, **body}
-    async with http.post("/v1/completions", json=body, headers={"X-Tenant": tenant}) as response:
+    headers = {"X-Tenant": tenant, "X-SLO-Class": "chat" if tenant == "alice" else "docs"}
+    async with http.post("/v1/completions", json=body, headers=headers) as response:
         assert response.status == 200, await response.text()
         await response.read()
 
 
-async def test_service_and_acceptance_by_tenant(engine: Engine) -> None:
+async def test_service_and_acceptance_by_tenant_and_class(engine: Engine) -> None:
     odd = 'a "quoted"\\back, {brace}'
     async with aiohttp.ClientSession(engine.url) as http:
         await complete(http, "alice")
@@ -71,6 +72,9 @@ async def test_service_and_acceptance_by_tenant(engine: Engine) -> None:
     assert drafted["alice"] > 0 == drafted["bob"] == drafted["carol"]
     assert all(0 <= accepted[tenant] <= drafted[tenant] for tenant in served)
     assert sum(drafted.values()) == found["spec_decode_num_draft_tokens_total", ""]
+    assert found["class_generation_tokens_total", "chat"] == 64 and found["class_generation_tokens_total", "docs"] == 9
+    assert found["class_spec_draft_tokens_total", "chat"] == drafted["alice"]
+    assert found["class_spec_accepted_tokens_total", "chat"] == accepted["alice"]
     assert sum(accepted.values()) == found["spec_decode_num_accepted_tokens_total", ""]
     assert found["kv_evicted_pages_total", ""] > 0
     assert found["spec_depth", ""] in range(4)
@@ -81,10 +85,10 @@ async def test_service_and_acceptance_by_tenant(engine: Engine) -> None:
 
 def test_tenants_cannot_multiply_the_series() -> None:
     metrics = Metrics(EngineStats)
-    for index in range(10 * MAX_TENANTS):
+    for index in range(10 * MAX_LABELS):
         metrics.tenants.serve(f"tenant-{index}", generated=1)
     metrics.tenants.serve("tenant-3", generated=5)
     found = read(metrics.render().decode())
     by_tenant = {label: value for (name, label), value in found.items() if name == "tenant_generation_tokens_total"}
-    assert len(by_tenant) == MAX_TENANTS + 1
-    assert (by_tenant["tenant-3"], by_tenant[OTHERS]) == (6, 9 * MAX_TENANTS)
+    assert len(by_tenant) == MAX_LABELS + 1
+    assert (by_tenant["tenant-3"], by_tenant[OTHERS]) == (6, 9 * MAX_LABELS)

@@ -20,6 +20,7 @@ from tuner import search
 from tuner.deliver import deliver, export_to
 from tuner.errors import ConfigRejected, EngineCrashed, EngineHung, EngineOutOfMemory, LaunchError, ServingError
 from tuner.outcome import WORST, Outcome
+from tuner.plan import make_plan
 from tuner.recommend import held, recommend
 from tuner.results import StudyResults, load_results
 from tuner.resume import runner_alive
@@ -650,3 +651,6 @@ def test_without_a_draft_model_speculation_is_not_searched(tmp_path: Path, store
     ngram = {"name": "bundled", "settings": {"speculative_method": "ngram"}}
     run(small(tmp_path, name="ngram", engine=ngram, search_space={"parameters": parameters}), store)
     assert load_results(store, "ngram").baseline.knobs == drafted.baseline.knobs
+    method = {"type": "choice", "choices": ["draft_model", "ngram"], "when": {"num_speculative_tokens": "positive"}}
+    space = make_plan(small(tmp_path, search_space={"parameters": parameters | {"speculative_method": method}})).space
+    assert space.parameters["speculative_method"].choices == ("ngram",)

@@ -6,7 +6,6 @@ one would have.
 
 from __future__ import annotations
 
-import json
 import random
 import warnings
 from collections.abc import Collection, Mapping
@@ -25,13 +24,18 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.space import ChoiceParameter, IntParameter, Parameter, SearchSpace
+from tuner.proposals import Arm, Seen, arm_of, key, propose
 from tuner.results import DIRECTIONS
 
+MODELLED = 150
+"""Trials up to which our own model proposes; beyond, where fitting it takes long, multivariate TPE does."""
 RE_ASKS = 20
-"""How often a proposal that was tried before is thrown away, and then as often a random one, before the configuration
-is measured again, as a replicate."""
+"""How often a proposal of TPE that was tried before is thrown away before a random one takes its place."""
 SEED_STRIDE = 10_007
-NEAR_KNOBS = 2
+RUNGS = "rungs"
+"""Trial attribute: [time scale, worst SLO constraint] of each replay of its climb, in order."""
+ARM = "arm"
+"""Trial attribute: which arm proposed it (tuner.proposals.Arm); none of what a user or a resumption enqueued."""
 SEARCHED = (TrialState.COMPLETE, TrialState.PRUNED)
 INTERRUPTED = "interrupted"
 """Value of the trial attribute "reason" of a trial whose runner died; its parameters are asked again."""
@@ -61,15 +65,12 @@ def directions() -> list[StudyDirection]:
 def ask(
     study: optuna.Study, space: SearchSpace, baseline: Mapping[str, Any], seed: int, startup_trials: int
 ) -> Proposal:
-    """The next trial: an enqueued one if there is any, otherwise what TPE proposes from the finished trials.
-
-    Of the startup trials every other one is near the baseline, see `_near`. Proposals are drawn from a copy in memory,
-    so that those thrown away as repeats leave no trace in the study.
-    """
+    """The next trial: an enqueued one if there is any, otherwise what an arm proposes from the finished trials."""
     trials = study.get_trials(deepcopy=False)
     tried = {key(space.active(t.params)) for t in trials if t.state.is_finished() and not _interrupted(t)}
     if not any(trial.state == TrialState.WAITING for trial in trials):
-        study.enqueue_trial(_propose(trials, space, baseline, tried, seed, startup_trials))
+        arm = arm_of(sum(trial.state in SEARCHED for trial in trials), startup_trials)
+        study.enqueue_trial(_propose(arm, trials, space, baseline, tried, seed), user_attrs={ARM: arm})
     trial = study.ask()
     knobs = suggest(trial, space)
     return Proposal(trial, knobs, replicate=key(knobs) in tried)
@@ -87,11 +88,6 @@ def suggest(trial: optuna.Trial, space: SearchSpace) -> dict[str, Any]:
 def distributions(space: SearchSpace, values: Mapping[str, Any]) -> dict[str, BaseDistribution]:
     """Optuna's distributions of the parameters in `values`."""
     return {name: _distribution(space.parameters[name]) for name in values}
-
-
-def key(knobs: Mapping[str, Any]) -> str:
-    """Equal for equal knob values, whatever their order."""
-    return json.dumps(knobs, sort_keys=True)
 
 
 def searched(trials: Collection[FrozenTrial]) -> int:
@@ -122,57 +118,45 @@ def _interrupted(trial: FrozenTrial) -> bool:
 
 
 def _propose(
+    arm: Arm,
     trials: list[FrozenTrial],
     space: SearchSpace,
     baseline: Mapping[str, Any],
     tried: Collection[str],
     seed: int,
-    startup_trials: int,
 ) -> dict[str, Any]:
     """Knob values that were not tried, or after too many repeats some that were."""
-    finished = [trial for trial in trials if trial.state in SEARCHED]
     # Interrupted trials were asked again: counting them would let a resumed study draw other numbers.
     own_seed = seed * SEED_STRIDE + sum(not _interrupted(trial) for trial in trials)
-    near = len(finished) < startup_trials and len(finished) % 2 == 1
-    rng = random.Random(own_seed)
-    shadow = optuna.create_study(directions=directions(), sampler=_tpe(own_seed, startup_trials))
+    finished = [trial for trial in trials if trial.state in SEARCHED]
+    if arm != "model" or len(finished) <= MODELLED:
+        return propose(arm, space, baseline, [_seen(trial, space) for trial in finished], tried, random.Random(own_seed))
+    shadow = optuna.create_study(directions=directions(), sampler=_tpe(own_seed))
     shadow.add_trials(finished)
-    for asked in range(2 * RE_ASKS):
-        if asked == RE_ASKS:
-            shadow.sampler = RandomSampler(seed=own_seed)
+    for _ in range(RE_ASKS):
         values = suggest(shadow.ask(), space)
-        if near and asked < RE_ASKS:
-            values = _near(space, baseline, values, rng)
         if key(values) not in tried:
-            break
-    return values
+            return values
+    return propose("random", space, baseline, (), tried, random.Random(own_seed))
 
 
-def _near(
-    space: SearchSpace, baseline: Mapping[str, Any], drawn: Mapping[str, Any], rng: random.Random
-) -> dict[str, Any]:
-    """The baseline with NEAR_KNOBS of its knobs as drawn, and what those make active.
-
-    Past the knee a random configuration is mostly hopeless in some knob; near a sane one the effect of each shows.
-    """
-    changed = set(rng.sample(list(baseline), min(NEAR_KNOBS, len(baseline))))
-    values = {**drawn, **{name: value for name, value in baseline.items() if name not in changed}}
-    for name, parameter in space.parameters.items():
-        values.setdefault(name, _any_value(parameter))
-    return space.active(values)
+def _seen(trial: FrozenTrial, space: SearchSpace) -> Seen:
+    """What a trial told. Quality 0 with every floor at 0 is quality that was not asked, see tuner.outcome.judge."""
+    slo = max((v for name, v in trial.constraints.items() if name.startswith("slo:")), default=0.0)
+    floors = [v for name, v in trial.constraints.items() if name.startswith("quality:")]
+    knobs = space.active(trial.params)
+    if trial.state is not TrialState.COMPLETE:
+        return Seen(knobs, None, 0.0, slo, None)
+    goodput, quality = trial.values[0], trial.values[1]
+    floor = None if quality == 0.0 and not any(floors) else max(floors, default=0.0)
+    return Seen(knobs, goodput, quality, slo, floor, [(s, v) for s, v in trial.user_attrs.get(RUNGS, ())])
 
 
-def _any_value(parameter: Parameter) -> Any:
-    return parameter.choices[0] if isinstance(parameter, ChoiceParameter) else parameter.low
-
-
-def _tpe(seed: int, startup_trials: int) -> TPESampler:
+def _tpe(seed: int) -> TPESampler:
     with warnings.catch_warnings():
         # multivariate and group are "experimental" in name only: they have been there since 2.x.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return TPESampler(
-            seed=seed, n_startup_trials=startup_trials, multivariate=True, group=True, constant_liar=False
-        )
+        return TPESampler(seed=seed, n_startup_trials=0, multivariate=True, group=True, constant_liar=False)
 
 
 def _distribution(parameter: Parameter) -> BaseDistribution:

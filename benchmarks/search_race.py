@@ -1,0 +1,153 @@
+"""One study replayed on a table: the climb of every trial, what is spent, what is known after it."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from benchmarks.search_strategies import Outcome, Strategy
+from benchmarks.search_table import Knobs, Replay, Table
+from tuner.pareto import hypervolume, non_dominated
+from tuner.search import key
+
+CRASH_SECONDS = 3.0
+"""What a configuration that crashes costs: the start of a fresh engine."""
+
+
+@dataclass(slots=True)
+class Bench:
+    """The engine of one study: replays under this seed's noise, and the clock. `noisy` False: the table as it is."""
+
+    table: Table
+    seed: int
+    noisy: bool = True
+    seconds: float = 0.0
+    _asked: set[str] = field(default_factory=set)
+    _count: int = 0
+
+    def replay(self, knobs: Knobs, rung: int) -> Replay:
+        self._count += 1
+        draw = random.Random(f"{self.seed}/{self._count}/{key(knobs)}/{rung}")
+        found = self.table.observe(knobs, rung, draw) if self.noisy else self.table.truth(knobs, rung)
+        self.seconds += found.seconds
+        return found
+
+    def climb(self, knobs: Knobs, first: int) -> Outcome:
+        """From rung `first` up to the first miss; a baseline that misses is taken down to what it holds."""
+        start, table = self.seconds, self.table
+        if key(knobs) in table.failures:
+            self.seconds += CRASH_SECONDS
+            return Outcome(knobs, 0.0, 0.0, 0.0, {}, (), -1, CRASH_SECONDS)
+        rung, replays = first, [(first, self.replay(knobs, first))]
+        quality = self._quality(knobs) if replays[0][1].worst <= 0 else None
+        floors_hold = quality is not None and max(quality[1].values()) <= 0
+        while floors_hold and replays[-1][1].worst <= 0 and rung + 1 < len(table.ladder):
+            rung += 1
+            replays.append((rung, self.replay(knobs, rung)))
+        held = [(rung, found) for rung, found in replays if found.worst <= 0]
+        rung, told = held[-1] if held else replays[0]
+        # Not asked because the SLOs were missed: quality 0, no floor missed (tuner.outcome.judge).
+        value, floors = quality or (0.0, dict.fromkeys(table.floor_names, 0.0))
+        return Outcome(
+            knobs, told.goodput, value, told.tail, {**told.constraints, **floors},
+            [(table.ladder[at], found.worst) for at, found in replays],
+            rung if held and floors_hold else -1, self.seconds - start,
+        )  # fmt: skip
+
+    def _quality(self, knobs: Knobs) -> tuple[float, dict[str, float]]:
+        found = self.table.quality(knobs)
+        if (name := key({k: knobs[k] for k in self.table.quality_knobs})) not in self._asked:
+            self._asked.add(name)
+            self.seconds += found.seconds
+        return found.quality, dict(found.constraints)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """After so many trials (the baseline is 0): engine-seconds spent, true regret of the best so far, share of the
+    exhaustive hypervolume, crashes paid."""
+
+    seconds: float
+    regret: float
+    hypervolume: float
+    crashes: int
+
+
+@dataclass(slots=True)
+class Race:
+    """bench: as it was left. outcomes: trial 0 is the baseline."""
+
+    bench: Bench
+    outcomes: list[Outcome]
+    steps: list[Step]
+
+
+def race(table: Table, strategy: Strategy, seed: int, trials: int) -> Race:
+    """The baseline from the rung nearest to the recorded rate up, or down until it holds; then `trials` trials, each
+    from the highest rung that a feasible one has held."""
+    bench = Bench(table, seed)
+    outcomes = [_baseline(bench)]
+    strategy.tell(outcomes[0])
+    steps = [_step(bench, outcomes)]
+    while len(outcomes) <= min(trials, len(table.configurations) - 1):
+        rung = max([0, *(outcome.held for outcome in outcomes)])
+        outcomes.append(bench.climb(strategy.ask(), rung))
+        strategy.tell(outcomes[-1])
+        steps.append(_step(bench, outcomes))
+    return Race(bench, outcomes, steps)
+
+
+def _baseline(bench: Bench) -> Outcome:
+    ladder = bench.table.ladder
+    first = min(range(len(ladder)), key=lambda rung: abs(math.log(ladder[rung])))
+    found = bench.climb(bench.table.baseline, first)
+    while found.held < 0 and first > 0:
+        first -= 1
+        found = bench.climb(bench.table.baseline, first)
+    return found
+
+
+def incumbent(outcomes: Sequence[Outcome]) -> Outcome | None:
+    """The feasible one with the highest rung, then the largest goodput: what a study recommends without finals."""
+    feasible = [outcome for outcome in outcomes if outcome.held >= 0]
+    return max(feasible, key=lambda outcome: (outcome.held, outcome.goodput), default=None)
+
+
+def regret(table: Table, knobs: Knobs | None) -> float:
+    """1 - true goodput / the exhaustive feasible best; 1 for what is not feasible at any load, or for nothing."""
+    return 1.0 if knobs is None else 1.0 - table.goodputs[key(knobs)] / max(table.goodputs.values())
+
+
+def front_share(table: Table, tried: Sequence[Knobs]) -> float:
+    """Hypervolume of true (goodput, quality) that feasible `tried` ones dominate, over that of the whole table.
+
+    Reference point: half the goodput of the baseline, and below the lowest feasible quality by a tenth of its range.
+    """
+    points = {key(k): (g, table.quality(k).quality) for k in table.configurations if (g := table.goodputs[key(k)])}
+    qualities = [quality for _, quality in points.values()]
+    floor = min(qualities) - max(0.1 * (max(qualities) - min(qualities)), 1e-6)
+    corner = (0.5 * table.goodputs[key(table.baseline)], floor)
+    found = [points[key(one)] for one in tried if key(one) in points]
+
+    def volume(of: Sequence[tuple[float, float]]) -> float:
+        if not of:
+            return 0.0
+        values = np.unique(np.array(of), axis=0)
+        return hypervolume(values[non_dominated(values, ["maximize"] * 2)], corner, ["maximize"] * 2)
+
+    return volume(found) / volume(list(points.values()))
+
+
+def _step(bench: Bench, outcomes: Sequence[Outcome]) -> Step:
+    best = incumbent(outcomes)
+    tried = [outcome.knobs for outcome in outcomes if outcome.held >= 0]
+    return Step(
+        bench.seconds,
+        regret(bench.table, best.knobs if best else None),
+        front_share(bench.table, tried),
+        sum(not outcome.constraints for outcome in outcomes),
+    )

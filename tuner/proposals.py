@@ -1,0 +1,257 @@
+"""What to try next, from what was seen: start near the baseline, then where the model expects most, and a random arm.
+
+Pure functions of their arguments; docs/search.md has the reasons and the table.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+import statistics
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy.special import ndtr
+
+from search_spaces.space import ChoiceParameter, IntParameter, Parameter, SearchSpace
+from tuner.surrogate import FloatArray, Surrogate, correlations, encode, fit
+
+Arm = Literal["start", "model", "random"]
+Knobs = Mapping[str, Any]
+LISTED = 4096
+"""Configurations of a space up to which all are weighed; of a larger one a draw of DRAWN, and the neighbours of the
+best."""
+DRAWN, BEST = 1500, 5
+START_DRAWS = 200
+RANDOM_EVERY = 5
+"""The control arm: one trial in so many is drawn at random, so that a report can say what the model was worth."""
+SLOPE, SLOPE_WEIGHT = 3.0, 2
+"""Growth of a violation per unit of ln load before any is measured, and how many measured ones it counts for."""
+VAGUE = 0.15
+"""ln load to a capacity that was extrapolated, at which its variance is twice that of a bracketed one."""
+LEAST_PROBABILITY = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One finished trial. slo, floor: worst signed constraint, <= 0 is held; floor None where quality was not asked.
+
+    rungs: (time scale, worst SLO constraint) of its replays in order; empty where every trial runs at one load.
+    goodput None: it could not be measured, by its own fault.
+    """
+
+    knobs: Knobs
+    goodput: float | None
+    quality: float
+    slo: float
+    floor: float | None
+    rungs: Sequence[tuple[float, float]] = ()
+
+    @property
+    def feasible(self) -> bool:
+        held = min((violation for _, violation in self.rungs), default=self.slo) <= 0
+        return self.goodput is not None and held and self.floor is not None and self.floor <= 0
+
+
+def arm_of(finished: int, startup_trials: int) -> Arm:
+    """Which arm proposes when so many trials, the baseline among them, have ended."""
+    if finished % RANDOM_EVERY == RANDOM_EVERY - 1:
+        return "random"
+    return "start" if finished < startup_trials else "model"
+
+
+def propose(
+    arm: Arm, space: SearchSpace, baseline: Knobs, seen: Sequence[Seen], tried: Collection[str], rng: random.Random
+) -> dict[str, Any]:
+    """Active knobs that were not tried; any again where all of a listed space were."""
+    if arm == "model" and sum(one.goodput is not None for one in seen) > 1:
+        candidates = _candidates(space, seen, tried, rng)
+        return candidates[_most_promising(space, candidates, seen)]
+    fresh = [one for one in _draws(space, rng) if key(one) not in tried] or _untried(space, tried, rng)
+    if arm == "random" or not fresh:
+        return fresh[0] if fresh else _draw(space, rng)
+    near = [_near(space, baseline, one, rng) for one in fresh[:START_DRAWS]]
+    near = [one for one in near if key(one) not in tried] or fresh
+    return _most_different(space, near, [one.knobs for one in seen])
+
+
+def key(knobs: Knobs) -> str:
+    """Equal for equal knob values, whatever their order."""
+    return json.dumps(knobs, sort_keys=True)
+
+
+def _draws(space: SearchSpace, rng: random.Random) -> list[dict[str, Any]]:
+    return [_draw(space, rng) for _ in range(START_DRAWS)]
+
+
+def _draw(space: SearchSpace, rng: random.Random) -> dict[str, Any]:
+    return space.active({name: _any(parameter, rng) for name, parameter in space.parameters.items()})
+
+
+def _any(parameter: Parameter, rng: random.Random) -> Any:
+    if isinstance(parameter, ChoiceParameter):
+        return rng.choice(parameter.choices)
+    if isinstance(parameter, IntParameter) and not parameter.log:
+        return rng.randrange(parameter.low, parameter.high + 1, parameter.step)
+    if not parameter.log:
+        return rng.uniform(parameter.low, parameter.high)
+    if isinstance(parameter, IntParameter):
+        low, high = math.log(parameter.low - 0.5), math.log(parameter.high + 0.5)
+        return min(max(round(math.exp(rng.uniform(low, high))), parameter.low), parameter.high)
+    return min(math.exp(rng.uniform(math.log(parameter.low), math.log(parameter.high))), parameter.high)
+
+
+def _near(space: SearchSpace, baseline: Knobs, drawn: Knobs, rng: random.Random) -> dict[str, Any]:
+    """The baseline with one or two knobs as drawn, and what those make active.
+
+    Past the knee a random configuration is mostly hopeless in some knob; near a sane one the effect of each shows.
+    """
+    changed = rng.sample(list(space.parameters), min(rng.choice((1, 2)), len(space.parameters)))
+    values = {name: _any(parameter, rng) for name, parameter in space.parameters.items()}
+    values |= drawn
+    return space.active(values | {name: value for name, value in baseline.items() if name not in changed})
+
+
+def _most_different(space: SearchSpace, candidates: Sequence[dict[str, Any]], tried: Sequence[Knobs]) -> dict[str, Any]:
+    """The candidate whose nearest tried configuration is furthest away (max-min design), in knobs that differ."""
+    if not tried:
+        return candidates[0]
+    points = np.array([encode(space, one) for one in candidates])
+    pairs = correlations(points, np.array([encode(space, one) for one in tried]))
+    return candidates[int(np.argmax(np.min(np.sum(1.0 - pairs, axis=0), axis=1)))]
+
+
+def _candidates(
+    space: SearchSpace, seen: Sequence[Seen], tried: Collection[str], rng: random.Random
+) -> list[dict[str, Any]]:
+    if (listed := _listed(space)) is not None:
+        return [one for one in listed if key(one) not in tried] or listed
+    best = sorted((one for one in seen if one.feasible), key=lambda one: -(one.goodput or 0.0))[:BEST]
+    found = [_draw(space, rng) for _ in range(DRAWN)]
+    for one in best:
+        found += _neighbours(space, one.knobs, rng)
+    unique = {key(one): one for one in found}
+    return [one for name, one in unique.items() if name not in tried] or found
+
+
+def _untried(space: SearchSpace, tried: Collection[str], rng: random.Random) -> list[dict[str, Any]]:
+    fresh = [one for one in _listed(space) or [] if key(one) not in tried]
+    rng.shuffle(fresh)
+    return fresh
+
+
+def _listed(space: SearchSpace) -> list[dict[str, Any]] | None:
+    """Every configuration, none twice; None where they are too many, or a knob is continuous."""
+    values = [_values(parameter) for parameter in space.parameters.values()]
+    if any(v is None for v in values) or math.prod(len(v) for v in values if v is not None) > LISTED:
+        return None
+    combinations = itertools.product(*(v for v in values if v is not None))
+    found = (space.active(dict(zip(space.parameters, one, strict=True))) for one in combinations)
+    return list({key(one): one for one in found}.values())
+
+
+def _values(parameter: Parameter) -> Sequence[Any] | None:
+    if isinstance(parameter, ChoiceParameter):
+        return parameter.choices
+    if isinstance(parameter, IntParameter):
+        return range(parameter.low, parameter.high + 1, parameter.step)
+    return None
+
+
+def _neighbours(space: SearchSpace, knobs: Knobs, rng: random.Random) -> Iterator[dict[str, Any]]:
+    """`knobs` with one of them changed: to each other choice, or to each of three draws."""
+    for name, parameter in space.parameters.items():
+        if name not in knobs:
+            continue
+        others = parameter.choices if isinstance(parameter, ChoiceParameter) else [_any(parameter, rng) for _ in "abc"]
+        rest = {other: _any(p, rng) for other, p in space.parameters.items()} | dict(knobs)
+        yield from (space.active(rest | {name: value}) for value in others)
+
+
+def _most_promising(space: SearchSpace, candidates: Sequence[Knobs], seen: Sequence[Seen]) -> int:
+    """Index of the largest expected improvement times the probability that all holds."""
+    points = np.array([encode(space, one) for one in candidates])
+    tried = np.array([encode(space, one.knobs) for one in seen])
+    chance = _chance(tried, points, seen)
+    measured = [index for index, one in enumerate(seen) if one.goodput is not None]
+    climbed = [index for index in measured if seen[index].rungs]
+    if climbed:
+        values, vagueness = ln_capacities([seen[index].rungs for index in climbed])
+        model = fit(tried[climbed], values, vagueness)
+    else:
+        model = fit(tried[measured], np.array([seen[index].goodput for index in measured]))
+        slo = fit(tried[measured], np.array([seen[index].slo for index in measured]))
+        chance = chance * _probability_below(slo, points)
+    feasible = [one.feasible for one in seen]
+    if not any(feasible):
+        return int(np.argmax(chance * np.exp(_standard(model.predict(points)[0])))) if climbed else int(np.argmax(chance))
+    best = float(np.max(model.predict(tried[feasible])[0]))
+    return int(np.argmax(expected_improvement(*model.predict(points), best) * chance))
+
+
+def _chance(tried: FloatArray, points: FloatArray, seen: Sequence[Seen]) -> FloatArray:
+    """Probability that a configuration runs at all and meets the quality floors."""
+    chance = np.ones(len(points))
+    crashed = np.array([one.goodput is None for one in seen], dtype=np.float64)
+    if crashed.any():
+        chance *= np.clip(1.0 - fit(tried, crashed).predict(points)[0], LEAST_PROBABILITY, 1.0)
+    asked = [index for index, one in enumerate(seen) if one.floor is not None]
+    if any((seen[index].floor or 0.0) > 0 for index in asked):
+        floors = fit(tried[asked], np.array([seen[index].floor for index in asked]))
+        chance *= _probability_below(floors, points)
+    return chance
+
+
+def _probability_below(model: Surrogate, points: FloatArray) -> FloatArray:
+    means, deviations = model.predict(points)
+    return np.asarray(ndtr(-means / deviations))
+
+
+def _standard(values: FloatArray) -> FloatArray:
+    return (values - np.mean(values)) / (float(np.std(values)) or 1.0)
+
+
+def expected_improvement(means: FloatArray, deviations: FloatArray, best: float) -> FloatArray:
+    """E[max(f - best, 0)] for normal f (Jones et al., J. Global Optimization 13, 1998, eq. 15)."""
+    z = (means - best) / deviations
+    return np.asarray(deviations * (z * ndtr(z) + np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)))
+
+
+def ln_capacities(climbs: Sequence[Sequence[tuple[float, float]]]) -> tuple[FloatArray, FloatArray]:
+    """ln of the time scale at which each climb's worst SLO would be met exactly, and the vagueness of that.
+
+    Between the highest rung held and the lowest missed: on the line between them. Missed at once, or held to the end:
+    extrapolated by the median slope of the brackets, the vaguer the further.
+    """
+    slope = _slope(climbs)
+    found = [_ln_capacity(climb, slope) for climb in climbs]
+    return np.array([value for value, _ in found]), np.array([vague for _, vague in found])
+
+
+def _bracket(climb: Sequence[tuple[float, float]]) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
+    held = max((rung for rung in climb if rung[1] <= 0), default=None)
+    missed = min((rung for rung in climb if rung[1] > 0), default=None)
+    return held, missed
+
+
+def _slope(climbs: Sequence[Sequence[tuple[float, float]]]) -> float:
+    slopes = [SLOPE] * SLOPE_WEIGHT
+    for held, missed in map(_bracket, climbs):
+        if held is not None and missed is not None and missed[0] > held[0]:
+            slopes.append((missed[1] - held[1]) / math.log(missed[0] / held[0]))
+    return statistics.median(slopes)
+
+
+def _ln_capacity(climb: Sequence[tuple[float, float]], slope: float) -> tuple[float, float]:
+    held, missed = _bracket(climb)
+    if held is not None and missed is not None:
+        share = -held[1] / (missed[1] - held[1])
+        return math.log(held[0]) + share * math.log(missed[0] / held[0]), 1.0
+    known = held or missed
+    assert known is not None, "a climb without a replay"
+    beyond = -known[1] / slope
+    return math.log(known[0]) + beyond, 1.0 + (beyond / VAGUE) ** 2

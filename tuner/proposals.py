@@ -227,7 +227,7 @@ def ln_capacities(climbs: Sequence[Sequence[tuple[float, float]]]) -> tuple[Floa
     Between the highest rung held and the lowest missed: on the line between them. Missed at once, or held to the end:
     extrapolated by the median slope of the brackets, the vaguer the further.
     """
-    slope = _slope(climbs)
+    slope = slope_of(climbs)
     found = [_ln_capacity(climb, slope) for climb in climbs]
     return np.array([value for value, _ in found]), np.array([vague for _, vague in found])
 
@@ -238,7 +238,7 @@ def _bracket(climb: Sequence[tuple[float, float]]) -> tuple[tuple[float, float] 
     return held, missed
 
 
-def _slope(climbs: Sequence[Sequence[tuple[float, float]]]) -> float:
+def slope_of(climbs: Sequence[Sequence[tuple[float, float]]]) -> float:
     slopes = [SLOPE] * SLOPE_WEIGHT
     for held, missed in map(_bracket, climbs):
         if held is not None and missed is not None and missed[0] > held[0]:

@@ -1,0 +1,187 @@
+"""Every way to search against a measured table: what each knows after so many engine-seconds, and what it recommends.
+
+    python -m benchmarks.search benchmarks/tables/MIX.jsonl.gz [--strategy ours ...] [--seeds 20] [--trials 60]
+
+Replays studies on the table under the noise of its repeats; no engine. Every contender climbs the ladder alike and ends
+with the same finals: only the proposals differ. Results of a strategy are merged into benchmarks/results/search-MIX.json
+and the table of all of them is written beside it as markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import mannwhitneyu
+
+from benchmarks.search_race import (
+    Race,
+    Recommended,
+    holds_out,
+    race,
+    regret,
+    true_feasible,
+    with_finals,
+    without_finals,
+)
+from benchmarks.search_strategies import contenders
+from benchmarks.search_table import Table, load_table
+from tuner.search import key
+
+RESULTS = Path(__file__).parent / "results"
+REACHED = 0.05
+"""Regret that counts as having found the best."""
+TIED = 0.05
+"""Recommendations whose true goodputs differ by less are as good as the same."""
+RANDOM_TRIALS = 250
+"""Of the random contender, so that its time to the best is seen and not cut off."""
+CHECKPOINTS = (25, 60)
+
+
+def run(table: Table, name: str, seeds: int, trials: int, startup: int) -> dict[str, Any]:
+    """One strategy, all seeds: a list a figure, a number a seed."""
+    make, start = contenders(startup)[name], time.monotonic()
+    count = RANDOM_TRIALS if name == "random" else trials
+    races = [race(table, make(table, seed), seed, count) for seed in range(seeds)]
+    found: dict[str, Any] = {
+        "seconds_to_best": [_seconds_to_best(one) for one in races],
+        "trials_to_best": [_trials_to_best(one) for one in races],
+        "benchmark_seconds": round(time.monotonic() - start, 1),
+    }
+    for at in (point for point in CHECKPOINTS if point <= trials):
+        steps = [one.steps[min(at, len(one.steps) - 1)] for one in races]
+        found[f"at_{at}"] = {
+            "seconds": [step.seconds for step in steps],
+            "regret": [step.regret for step in steps],
+            "hypervolume": [step.hypervolume for step in steps],
+            "crashes": [step.crashes for step in steps],
+            "finals": _recommended(table, [with_finals(one, at) for one in races]),
+            "no_finals": _recommended(table, [without_finals(one, at) for one in races]),
+        }
+    return found
+
+
+def _seconds_to_best(done: Race) -> float | None:
+    """Engine-seconds until the incumbent's true regret is at most REACHED; None: not within the run."""
+    return next((step.seconds for step in done.steps if step.regret <= REACHED), None)
+
+
+def _trials_to_best(done: Race) -> int | None:
+    return next((number for number, step in enumerate(done.steps) if step.regret <= REACHED), None)
+
+
+def _recommended(table: Table, found: Sequence[Recommended]) -> dict[str, Any]:
+    true = [table.goodputs[key(one.knobs)] if one.knobs is not None else 0.0 for one in found]
+    names = Counter(key(one.knobs) if one.knobs is not None else "" for one in found)
+    modal = names.most_common(1)[0][0]
+    typical = table.goodputs[modal] if modal else 0.0
+    same = [name == typical or (typical > 0 and abs(name / typical - 1) <= TIED) for name in true]
+    return {
+        "regret": [regret(table, one.knobs) for one in found],
+        "true_feasible": [true_feasible(table, one) for one in found],
+        "held_out": [holds_out(table, one, seed) for seed, one in enumerate(found)],
+        "optimism": [one.goodput / value - 1 if value > 0 else math.inf for one, value in zip(found, true, strict=True)],
+        "same_or_tied": same,
+        "seconds": [one.seconds for one in found],
+        "modal": modal,
+    }
+
+
+def exhaustive_seconds(table: Table) -> float:
+    """What the table itself cost: each configuration to its own capacity, and the probes."""
+    replays = sum(found.seconds for rungs in table.measured.values() for found in rungs.values())
+    return replays + sum(found.seconds for _, found in table.qualities)
+
+
+def summary(table: Table, results: Mapping[str, Any]) -> list[str]:
+    """The figures as a markdown table, medians over seeds."""
+    best, default = max(table.goodputs.values()), table.goodputs[key(table.baseline)]
+    whole, random = exhaustive_seconds(table), results.get("random")
+    lines = [
+        f"## {table.mix}: {len(table.configurations)} configurations, "
+        f"{sum(value > 0 for value in table.goodputs.values())} feasible, "
+        f"{sum(value >= (1 - REACHED) * best for value in table.goodputs.values())} within 5 % of the best; "
+        f"exhaustive {whole:.0f} engine-seconds; engine defaults: {default / best:.0%} of the best",
+        "",
+        "| strategy | trials to 95 % | s to 95 % | vs random | p | regret @25 | HV @60 | crashes @60 | s @25 |"
+        " feasible @25 | held out @25 | optimism @25 (p95) | same or tied @25 |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, found in results.items():
+        lines.append(_row(name, found, found["at_25"]["finals"], random))
+        if name == "ours":
+            lines.append(_row("ours, no finals", found, found["at_25"]["no_finals"], random))
+    return lines
+
+
+def _row(name: str, found: Mapping[str, Any], claimed: Mapping[str, Any], random: Mapping[str, Any] | None) -> str:
+    seconds, at = _censored(found["seconds_to_best"]), found.get("at_60", found["at_25"])
+    ratio = p = "-"
+    if random is not None and name != "random":
+        theirs = _censored(random["seconds_to_best"])
+        ratio = f"{statistics.median(theirs) / statistics.median(seconds):.1f}x"
+        p = f"{mannwhitneyu(seconds, theirs, alternative='less').pvalue:.1g}"
+    reached = sum(value is not None for value in found["trials_to_best"])
+    trials = statistics.median(value if value is not None else math.inf for value in found["trials_to_best"])
+    optimism = sorted(claimed["optimism"])
+    cells = [
+        name, f"{trials:.0f} ({reached}/{len(seconds)})", f"{statistics.median(seconds):.0f}", ratio, p,
+        f"{statistics.median(claimed['regret']):.1%}", f"{statistics.median(at['hypervolume']):.3f}",
+        f"{statistics.median(at['crashes']):.0f}", f"{statistics.median(claimed['seconds']):.0f}",
+        _share(claimed["true_feasible"]), _share(claimed["held_out"]),
+        f"{statistics.median(optimism):+.1%} ({optimism[min(int(0.95 * len(optimism)), len(optimism) - 1)]:+.1%})",
+        _share(claimed["same_or_tied"]),
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+def _censored(seconds: Sequence[float | None]) -> list[float]:
+    """Never: later than everything."""
+    return [math.inf if value is None else value for value in seconds]
+
+
+def _share(flags: Sequence[bool]) -> str:
+    return f"{sum(flags) / len(flags):.0%}"
+
+
+def main() -> None:
+    """Run the strategies asked for and write what is known of all."""
+    names = list(contenders(0))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("table", type=Path)
+    parser.add_argument("--strategy", action="append", choices=names)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--trials", type=int, default=60)
+    parser.add_argument("--startup", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    table = load_table(args.table)
+    path = args.out / f"search-{table.mix}.json"
+    known = json.loads(path.read_text()) if path.exists() else {"environment": table.environment, "results": {}}
+    for name in args.strategy or names:
+        known["results"][name] = run(table, name, args.seeds, args.trials, args.startup)
+    known["results"] = {name: known["results"][name] for name in names if name in known["results"]}
+    args.out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(_rounded(known)) + "\n")
+    lines = summary(table, known["results"])
+    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 4) if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _rounded(one) for name, one in value.items()}
+    return [_rounded(one) for one in value] if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Finals: who is measured again, and what may then be claimed.
+
+A replay at time scale s whose worst SLO constraint is v puts the capacity of its configuration at ln s - v / slope.
+Repeats go where the doubt about the winner is (OCBA: Chen et al., Discrete Event Dynamic Systems 10, 2000); the choice
+is by lower bound, and what is claimed is the highest rung that a further replay would hold with probability CONFIDENCE.
+The replays of the search are not counted: the best of many noisy readings is too good (winner's curse).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy.stats import norm, t
+
+FIRST_REPLAYS = 2
+CONFIDENCE = 0.95
+PRIOR_SD, PRIOR_DEGREES = 0.05, 3.0
+"""Noise of one replay in ln load before any repeat, and the degrees of freedom that it counts for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """number: of its trial. expected: ln capacity that the search saw, for where to begin. replays: (time scale, worst
+    SLO constraint) of those of the finals. out: it missed a quality floor or failed, and cannot be chosen."""
+
+    number: int
+    expected: float
+    replays: Sequence[tuple[float, float]] = ()
+    out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Of one candidate's ln capacity: mean of `count` replays, and the standard deviation of one."""
+
+    mean: float
+    deviation: float
+    count: int
+
+    @property
+    def low(self) -> float:
+        """One-sided lower bound of the mean."""
+        return self.mean - float(norm.ppf(CONFIDENCE)) * self.deviation / math.sqrt(max(self.count, 1))
+
+
+def estimates(candidates: Sequence[Candidate], slope: float) -> list[Estimate]:
+    """The noise is one for all candidates: PRIOR_SD, corrected by what their repeats show."""
+    readings = [[math.log(scale) - v / slope for scale, v in one.replays] for one in candidates]
+    squares, degrees = PRIOR_DEGREES * PRIOR_SD**2, PRIOR_DEGREES
+    for found in readings:
+        if len(found) > 1:
+            squares += sum((value - statistics.fmean(found)) ** 2 for value in found)
+            degrees += len(found) - 1
+    deviation = math.sqrt(squares / degrees)
+    return [
+        Estimate(statistics.fmean(found) if found else one.expected, deviation, len(found))
+        for one, found in zip(candidates, readings, strict=True)
+    ]
+
+
+def allocation(found: Sequence[Estimate], total: int) -> list[float]:
+    """Replays that each candidate should have in all: N_i ~ (sd_i / gap_i)^2 for the others, sd_b sqrt(sum (N_i/sd_i)^2)
+    for the best. Equal means share a gap of a tenth of the noise."""
+    best = max(range(len(found)), key=lambda index: found[index].mean)
+    if len(found) == 1:
+        return [float(total)]
+    shares = [0.0] * len(found)
+    for index, one in enumerate(found):
+        if index != best:
+            gap = max(found[best].mean - one.mean, 0.1 * one.deviation)
+            shares[index] = (one.deviation / gap) ** 2
+    squares = sum((share / one.deviation) ** 2 for share, one in zip(shares, found, strict=True))
+    shares[best] = found[best].deviation * math.sqrt(squares)
+    return [total * share / sum(shares) for share in shares]
+
+
+def decided(found: Sequence[Estimate]) -> float:
+    """Least probability that the best mean is the best: 1 - sum P(another is better) (Bonferroni)."""
+    best = max(found, key=lambda one: one.mean)
+    doubt = 0.0
+    for one in found:
+        if one is not best:
+            spread = math.sqrt(one.deviation**2 / max(one.count, 1) + best.deviation**2 / max(best.count, 1))
+            doubt += float(norm.cdf((one.mean - best.mean) / spread))
+    return 1.0 - doubt
+
+
+def next_replay(
+    candidates: Sequence[Candidate], ladder: Sequence[float], slope: float, replays: int
+) -> tuple[int, int] | None:
+    """The candidate to replay next (index) and the rung; None when the winner and what it may claim are decided, or
+    `replays` are spent. Every candidate comes FIRST_REPLAYS times, the winner once at the rung that is claimed."""
+    standing = [index for index, one in enumerate(candidates) if not one.out]
+    spent = sum(len(one.replays) for one in candidates)
+    if not standing or spent >= replays:
+        return None
+    found = dict(zip(standing, estimates([candidates[i] for i in standing], slope), strict=True))
+    lacking = [index for index in standing if found[index].count < FIRST_REPLAYS]
+    if lacking:
+        index = min(lacking, key=lambda i: (found[i].count, -found[i].mean))
+        return index, _rung(found[index].mean, ladder)
+    best = max(standing, key=lambda i: found[i].mean)
+    if decided(list(found.values())) >= CONFIDENCE:
+        claimed = claim(found[best], ladder)
+        at_claim = sum(scale == ladder[claimed] for scale, _ in candidates[best].replays)
+        return None if claimed < 0 or at_claim else (best, claimed)
+    wanted = allocation(list(found.values()), spent + 1)
+    lack = {i: want - found[i].count for i, want in zip(standing, wanted, strict=True)}
+    index = max(standing, key=lambda i: lack[i])
+    return index, _rung(found[index].mean, ladder)
+
+
+def choose(candidates: Sequence[Candidate], slope: float) -> int | None:
+    """Index of the candidate with the largest lower bound of ln capacity; the first wins ties."""
+    found = estimates(candidates, slope)
+    replayed = [i for i, one in enumerate(candidates) if not one.out and one.replays]
+    return max(replayed, key=lambda i: found[i].low, default=None)
+
+
+def claim(found: Estimate, ladder: Sequence[float]) -> int:
+    """The highest rung that one more replay would hold with probability CONFIDENCE (prediction bound), -1 for none."""
+    degrees = PRIOR_DEGREES + max(found.count - 1, 0)
+    spread = found.deviation * math.sqrt(1 + 1 / max(found.count, 1))
+    bound = found.mean - float(t.ppf(CONFIDENCE, degrees)) * spread
+    return max((rung for rung, scale in enumerate(ladder) if math.log(scale) <= bound), default=-1)
+
+
+def _rung(ln_scale: float, ladder: Sequence[float]) -> int:
+    """The highest rung at or below."""
+    return max((rung for rung, scale in enumerate(ladder) if math.log(scale) <= ln_scale + 1e-9), default=0)

@@ -91,7 +91,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "tuner.profiling": ("engine.profile", "engine.step_log", "search_spaces", "tuner.errors", "tuner.serving"),
     "tuner.reference": ("tuner.scoring.probes", "tuner.serving", "tuner.stored", TRAFFIC),
-    "tuner.search": ("search_spaces", "tuner.spec", "tuner.results"),
+    "tuner.surrogate": ("search_spaces",),
+    "tuner.proposals": ("search_spaces", "tuner.surrogate"),
+    "tuner.stopping": ("tuner.pareto",),
+    "tuner.finals": (),
+    "tuner.search": ("search_spaces", "tuner.spec", "tuner.results", "tuner.proposals", "tuner.stopping"),
     # The study's own room: its parts, and what they stand on.
     **dict.fromkeys(
         (
@@ -120,6 +124,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
             "tuner.validation",
             "tuner.spec",
             "tuner.search",
+            "tuner.stopping",
+            "tuner.finals",
             "tuner.store",
             "tuner.stored",
             "tuner.results",

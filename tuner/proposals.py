@@ -34,6 +34,9 @@ SLOPE, SLOPE_WEIGHT = 3.0, 2
 VAGUE = 0.15
 """ln load to a capacity that was extrapolated, at which its variance is twice that of a bracketed one."""
 LEAST_PROBABILITY = 0.02
+"""That a configuration runs at all, however many like it crashed."""
+LEAST_GOODPUT = 1e-3
+"""Requests/s, for its logarithm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +67,26 @@ def arm_of(finished: int, startup_trials: int) -> Arm:
     return "start" if finished < startup_trials else "model"
 
 
+@dataclass(frozen=True, slots=True)
+class Proposed:
+    """hope: expected improvement of ln goodput over the best so far; None where no model was asked, or nothing held."""
+
+    knobs: dict[str, Any]
+    hope: float | None = None
+
+
 def propose(
     arm: Arm, space: SearchSpace, baseline: Knobs, seen: Sequence[Seen], tried: Collection[str], rng: random.Random
-) -> dict[str, Any]:
+) -> Proposed:
     """Active knobs that were not tried; any again where all of a listed space were."""
     if arm == "model" and sum(one.goodput is not None for one in seen) > 1:
-        candidates = _candidates(space, seen, tried, rng)
-        return candidates[_most_promising(space, candidates, seen)]
+        return _most_promising(space, _candidates(space, seen, tried, rng), seen)
+    return Proposed(_unmodelled(arm, space, baseline, seen, tried, rng))
+
+
+def _unmodelled(
+    arm: Arm, space: SearchSpace, baseline: Knobs, seen: Sequence[Seen], tried: Collection[str], rng: random.Random
+) -> dict[str, Any]:
     fresh = [one for one in _draws(space, rng) if key(one) not in tried] or _untried(space, tried, rng)
     if arm == "random" or not fresh:
         return fresh[0] if fresh else _draw(space, rng)
@@ -172,8 +188,8 @@ def _neighbours(space: SearchSpace, knobs: Knobs, rng: random.Random) -> Iterato
         yield from (space.active(rest | {name: value}) for value in others)
 
 
-def _most_promising(space: SearchSpace, candidates: Sequence[Knobs], seen: Sequence[Seen]) -> int:
-    """Index of the largest expected improvement times the probability that all holds."""
+def _most_promising(space: SearchSpace, candidates: Sequence[dict[str, Any]], seen: Sequence[Seen]) -> Proposed:
+    """The largest expected improvement times the probability that all holds."""
     points = np.array([encode(space, one) for one in candidates])
     tried = np.array([encode(space, one.knobs) for one in seen])
     chance = _chance(tried, points, seen)
@@ -183,14 +199,16 @@ def _most_promising(space: SearchSpace, candidates: Sequence[Knobs], seen: Seque
         values, vagueness = ln_capacities([seen[index].rungs for index in climbed])
         model = fit(tried[climbed], values, vagueness)
     else:
-        model = fit(tried[measured], np.array([seen[index].goodput for index in measured]))
+        goodputs = np.array([math.log(max(seen[index].goodput or 0.0, LEAST_GOODPUT)) for index in measured])
+        model = fit(tried[measured], goodputs)
         slo = fit(tried[measured], np.array([seen[index].slo for index in measured]))
-        chance = chance * _probability_below(slo, points)
+        chance *= _probability_below(slo, points) ** 2  # it is to hold now and when it is measured again
     feasible = [one.feasible for one in seen]
     if not any(feasible):
-        return int(np.argmax(chance * np.exp(_standard(model.predict(points)[0])))) if climbed else int(np.argmax(chance))
+        return Proposed(candidates[int(np.argmax(chance * np.exp(model.predict(points)[0])))])
     best = float(np.max(model.predict(tried[feasible])[0]))
-    return int(np.argmax(expected_improvement(*model.predict(points), best) * chance))
+    expected = expected_improvement(*model.predict(points), best) * chance
+    return Proposed(candidates[int(np.argmax(expected))], float(np.max(expected)))
 
 
 def _chance(tried: FloatArray, points: FloatArray, seen: Sequence[Seen]) -> FloatArray:
@@ -209,10 +227,6 @@ def _chance(tried: FloatArray, points: FloatArray, seen: Sequence[Seen]) -> Floa
 def _probability_below(model: Surrogate, points: FloatArray) -> FloatArray:
     means, deviations = model.predict(points)
     return np.asarray(ndtr(-means / deviations))
-
-
-def _standard(values: FloatArray) -> FloatArray:
-    return (values - np.mean(values)) / (float(np.std(values)) or 1.0)
 
 
 def expected_improvement(means: FloatArray, deviations: FloatArray, best: float) -> FloatArray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.space import ChoiceParameter, IntParameter, Parameter, SearchSpace
-from tuner.proposals import Arm, Seen, arm_of, key, propose
+from tuner.proposals import Arm, Proposed, Seen, arm_of, key, propose
 from tuner.results import DIRECTIONS
+from tuner.stopping import Stop, decided, plateau
 
 MODELLED = 150
 """Trials up to which our own model proposes; beyond, where fitting it takes long, multivariate TPE does."""
@@ -36,6 +37,8 @@ RUNGS = "rungs"
 """Trial attribute: [time scale, worst SLO constraint] of each replay of its climb, in order."""
 ARM = "arm"
 """Trial attribute: which arm proposed it (tuner.proposals.Arm); none of what a user or a resumption enqueued."""
+HOPE = "hope"
+"""Trial attribute: what the model expected of it, see tuner.proposals.Proposed."""
 SEARCHED = (TrialState.COMPLETE, TrialState.PRUNED)
 INTERRUPTED = "interrupted"
 """Value of the trial attribute "reason" of a trial whose runner died; its parameters are asked again."""
@@ -70,7 +73,9 @@ def ask(
     tried = {key(space.active(t.params)) for t in trials if t.state.is_finished() and not _interrupted(t)}
     if not any(trial.state == TrialState.WAITING for trial in trials):
         arm = arm_of(sum(trial.state in SEARCHED for trial in trials), startup_trials)
-        study.enqueue_trial(_propose(arm, trials, space, baseline, tried, seed), user_attrs={ARM: arm})
+        proposed = _propose(arm, trials, space, baseline, tried, seed)
+        attributes = {ARM: arm} if proposed.hope is None else {ARM: arm, HOPE: proposed.hope}
+        study.enqueue_trial(proposed.knobs, user_attrs=attributes)
     trial = study.ask()
     knobs = suggest(trial, space)
     return Proposal(trial, knobs, replicate=key(knobs) in tried)
@@ -96,14 +101,33 @@ def searched(trials: Collection[FrozenTrial]) -> int:
     return sum(not _interrupted(t) for t in ended)
 
 
-def exhausted(trials: Collection[FrozenTrial], budget_trials: int, budget_seconds: float | None) -> bool:
-    """The stop rule. Seconds are those spent in finished trials, so that a pause before a resume costs nothing.
+def stop(
+    trials: Sequence[FrozenTrial], budget_trials: int, budget_seconds: float | None, knobs: int | None = None
+) -> Stop | None:
+    """Why the search should end, if it should: its budget, or, given the number of knobs, a plateau or a decision.
 
-    Optuna's duration of a trial whose runner died spans the pause: interrupted trials cost nothing, and one that was
-    measured before and told after it costs its SECONDS.
+    Seconds are those spent in finished trials, so that a pause before a resume costs nothing. Optuna's duration of a
+    trial whose runner died spans the pause: interrupted trials cost nothing, and one that was measured before and told
+    after it costs its SECONDS.
     """
-    spent = sum(_seconds(trial) for trial in trials if not _interrupted(trial))
-    return searched(trials) >= budget_trials or (budget_seconds is not None and spent >= budget_seconds)
+    ended = [trial for trial in trials if trial.state.is_finished() and not _interrupted(trial)]
+    if searched(trials) >= budget_trials:
+        return "trials"
+    if budget_seconds is not None and sum(_seconds(trial) for trial in ended) >= budget_seconds:
+        return "seconds"
+    if knobs is None:
+        return None
+    hopes = [trial.user_attrs[HOPE] for trial in ended if HOPE in trial.user_attrs]
+    if decided(hopes):
+        return "decided"
+    return "plateau" if plateau([_point(trial) for trial in ended if trial.state in SEARCHED], knobs) else None
+
+
+def _point(trial: FrozenTrial) -> tuple[float, float] | None:
+    """(goodput, quality) of a feasible trial."""
+    if trial.state is not TrialState.COMPLETE or any(value > 0 for value in trial.constraints.values()):
+        return None
+    return trial.values[0], trial.values[1]
 
 
 def _seconds(trial: FrozenTrial) -> float:
@@ -124,7 +148,7 @@ def _propose(
     baseline: Mapping[str, Any],
     tried: Collection[str],
     seed: int,
-) -> dict[str, Any]:
+) -> Proposed:
     """Knob values that were not tried, or after too many repeats some that were."""
     # Interrupted trials were asked again: counting them would let a resumed study draw other numbers.
     own_seed = seed * SEED_STRIDE + sum(not _interrupted(trial) for trial in trials)
@@ -136,7 +160,7 @@ def _propose(
     for _ in range(RE_ASKS):
         values = suggest(shadow.ask(), space)
         if key(values) not in tried:
-            return values
+            return Proposed(values)
     return propose("random", space, baseline, (), tried, random.Random(own_seed))
 
 

@@ -130,9 +130,8 @@ class BudgetSpec(_Section):
 
     trials: int = Field(24, ge=1, description="Besides the baseline.")
     seconds: float | None = Field(None, gt=0, description="Wall time of the search.")
-    startup_trials: int = Field(
-        8, ge=1, description="Trials before the sampler models anything: random, every other near the baseline."
-    )
+    startup_trials: int = Field(5, ge=1, description="Trials before the sampler models anything: near the baseline.")
+    plateau: bool = Field(True, description="End the search also when it finds nothing better, or expects nothing.")
     finalists: int = Field(
         2, ge=0, description="Candidates measured again, also on the held-out window; when none holds, the next are."
     )

@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from tuner import search
+from tuner import search, stopping
 from tuner.bench import Bench
 from tuner.climb import TIME_SCALE, Climb, incumbent_scale
 from tuner.errors import LaunchError
@@ -140,7 +140,7 @@ def _search(session: Session, reference: tuple[ProbeRecord, ...], start: float) 
     if not study.get_trials(deepcopy=False):
         _add_baseline(session, climb, start)
     in_a_row = 0
-    while not search.exhausted(study.get_trials(deepcopy=False), spec.budget.trials, spec.budget.seconds):
+    while (why := _stop(session)) is None:
         proposal = search.ask(study, plan.space, plan.baseline, spec.seed, spec.budget.startup_trials)
         told = study.get_trials(deepcopy=False)
         session.bench.report.begin(f"trial {proposal.trial.number} ({search.searched(told) + 1}/{spec.budget.trials})")
@@ -152,6 +152,13 @@ def _search(session: Session, reference: tuple[ProbeRecord, ...], start: float) 
         in_a_row = in_a_row + 1 if outcome.state == "broken" else 0
         if in_a_row == MAX_BROKEN:
             raise LaunchError(f"{in_a_row} trials in a row broke; the last: {outcome.reason}: {outcome.detail}")
+    session.bench.report.note(f"the search ended: {stopping.WORDS[why]}")
+
+
+def _stop(session: Session) -> stopping.Stop | None:
+    budget, trials = session.bench.plan.spec.budget, session.study.get_trials(deepcopy=False)
+    knobs = len(session.bench.plan.space.parameters) if budget.plateau else None
+    return search.stop(trials, budget.trials, budget.seconds, knobs)
 
 
 def _add_baseline(session: Session, climb: Climb, scale: float) -> None:

@@ -113,21 +113,21 @@ def test_a_pause_costs_no_time() -> None:
     told_late = ended(2, TrialState.COMPLETE, 30_000.0)
     told_late.set_user_attr(search.SECONDS, 12.0)
     done = [ended(0, TrialState.COMPLETE, 10.0), lost, told_late]
-    assert search.exhausted(done, 99, 22.0) and not search.exhausted(done, 99, 22.5)
+    assert search.stop(done, 99, 22.0) == "seconds" and search.stop(done, 99, 22.5) is None
 
 
 STOPS = [
-    ("the baseline costs no trial", [(TrialState.COMPLETE, None)], 1, None, False),
-    ("the last trial", [(TrialState.COMPLETE, None)] * 3, 2, None, True),
-    ("failures count", [(TrialState.COMPLETE, None), (TrialState.PRUNED, "out_of_memory")], 1, None, True),
-    ("breakdowns count", [(TrialState.COMPLETE, None), (TrialState.FAIL, "launch_failed")], 1, None, True),
-    ("interruptions do not", [(TrialState.COMPLETE, None), (TrialState.FAIL, "interrupted")], 1, None, False),
-    ("time is up", [(TrialState.COMPLETE, None)] * 3, 99, 30.0, True),
-    ("time is left", [(TrialState.COMPLETE, None)] * 3, 99, 31.0, False),
+    ("the baseline costs no trial", [(TrialState.COMPLETE, None)], 1, None, None),
+    ("the last trial", [(TrialState.COMPLETE, None)] * 3, 2, None, "trials"),
+    ("failures count", [(TrialState.COMPLETE, None), (TrialState.PRUNED, "out_of_memory")], 1, None, "trials"),
+    ("breakdowns count", [(TrialState.COMPLETE, None), (TrialState.FAIL, "launch_failed")], 1, None, "trials"),
+    ("interruptions do not", [(TrialState.COMPLETE, None), (TrialState.FAIL, "interrupted")], 1, None, None),
+    ("time is up", [(TrialState.COMPLETE, None)] * 3, 99, 30.0, "seconds"),
+    ("time is left", [(TrialState.COMPLETE, None)] * 3, 99, 31.0, None),
 ]
 
 
 @pytest.mark.parametrize(("states", "trials", "seconds", "expected"), cases(STOPS))
-def test_the_stop_rule(states: list[Any], trials: int, seconds: float | None, expected: bool) -> None:
+def test_the_stop_rule(states: list[Any], trials: int, seconds: float | None, expected: str | None) -> None:
     done = [ended(number, state, 10.0, reason) for number, (state, reason) in enumerate(states)]
-    assert search.exhausted(done, trials, seconds) is expected
+    assert search.stop(done, trials, seconds) == expected

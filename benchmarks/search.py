@@ -87,7 +87,9 @@ def _recommended(table: Table, found: Sequence[Recommended]) -> dict[str, Any]:
         "regret": [regret(table, one.knobs) for one in found],
         "true_feasible": [true_feasible(table, one) for one in found],
         "held_out": [holds_out(table, one, seed) for seed, one in enumerate(found)],
-        "optimism": [one.goodput / value - 1 if value > 0 else math.inf for one, value in zip(found, true, strict=True)],
+        "optimism": [
+            one.goodput / value - 1 if value > 0 else math.inf for one, value in zip(found, true, strict=True)
+        ],
         "same_or_tied": same,
         "seconds": [one.seconds for one in found],
         "modal": modal,

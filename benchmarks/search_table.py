@@ -149,7 +149,9 @@ class Table:
             return true
         noise = draw.choice(self.noises)
         constraints = {name: v + noise.constraints.get(name, 0.0) for name, v in true.constraints.items()}
-        return Replay(true.goodput * math.exp(noise.goodput), constraints, true.tail * math.exp(noise.tail), true.seconds)
+        return Replay(
+            true.goodput * math.exp(noise.goodput), constraints, true.tail * math.exp(noise.tail), true.seconds
+        )
 
 
 def load_table(path: Path) -> Table:

@@ -154,7 +154,9 @@ def _propose(
     own_seed = seed * SEED_STRIDE + sum(not _interrupted(trial) for trial in trials)
     finished = [trial for trial in trials if trial.state in SEARCHED]
     if arm != "model" or len(finished) <= MODELLED:
-        return propose(arm, space, baseline, [_seen(trial, space) for trial in finished], tried, random.Random(own_seed))
+        return propose(
+            arm, space, baseline, [_seen(trial, space) for trial in finished], tried, random.Random(own_seed)
+        )
     shadow = optuna.create_study(directions=directions(), sampler=_tpe(own_seed))
     shadow.add_trials(finished)
     for _ in range(RE_ASKS):

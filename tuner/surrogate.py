@@ -110,9 +110,7 @@ def _kernel(pairs: FloatArray, weights: FloatArray) -> FloatArray:
     return np.asarray(np.prod((1.0 + w * pairs) / (1.0 + w), axis=0), dtype=np.float64)
 
 
-def _loss(
-    theta: FloatArray, pairs: FloatArray, target: FloatArray, relative: FloatArray
-) -> tuple[float, FloatArray]:
+def _loss(theta: FloatArray, pairs: FloatArray, target: FloatArray, relative: FloatArray) -> tuple[float, FloatArray]:
     """Negative log posterior of (ln w, ln noise) with s2 integrated into its estimate, and its gradient."""
     weights, noise = np.exp(theta[:-1]), math.exp(theta[-1])
     kernel, diagonal = _kernel(pairs, weights), noise * relative

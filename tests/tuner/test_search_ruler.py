@@ -64,9 +64,9 @@ def test_the_table_knows_the_capacity_that_the_closed_form_has(table: Table) -> 
             held = sum(math.log(scale) <= ln_capacity(one) for scale in LADDER) - 1
             assert table.capacities[key(one)] == held
             assert (table.goodputs[key(one)] > 0) == (one["kv_window"] is None)
-    assert {(one["kv_cache_dtype"], one["kv_window"]) for one in table.configurations if key(one) in table.failures} == {
-        ("int8", 128)
-    }
+    assert {
+        (one["kv_cache_dtype"], one["kv_window"]) for one in table.configurations if key(one) in table.failures
+    } == {("int8", 128)}
 
 
 def test_what_holds_holds_below_and_what_misses_misses_above(table: Table) -> None:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.search benchmarks/tables/MIX.jsonl.gz [--strategy ours ...] [--seeds 20] [--trials 60]
 
-Replays studies on the table under the noise of its repeats; no engine. Every contender climbs the ladder alike and ends
-with the same finals: only the proposals differ. Results of a strategy are merged into benchmarks/results/search-MIX.json
-and the table of all of them is written beside it as markdown.
+Replays studies on the table under the noise of its repeats; no engine. Every contender climbs the ladder alike and
+ends with the same finals: only the proposals differ. Results of a strategy are merged into
+benchmarks/results/search-MIX.json, and the table of all of them is written beside it as markdown.
 """
 
 from __future__ import annotations

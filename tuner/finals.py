@@ -62,8 +62,8 @@ def estimates(candidates: Sequence[Candidate], slope: float) -> list[Estimate]:
 
 
 def allocation(found: Sequence[Estimate], total: int) -> list[float]:
-    """Replays that each candidate should have in all: N_i ~ (sd_i / gap_i)^2 for the others, sd_b sqrt(sum (N_i/sd_i)^2)
-    for the best. Equal means share a gap of a tenth of the noise."""
+    """Replays that each candidate should have in all: N_i ~ (sd_i / gap_i)^2 for the others, for the best
+    sd_b sqrt(sum (N_i / sd_i)^2). Equal means share a gap of a tenth of the noise."""
     best = max(range(len(found)), key=lambda index: found[index].mean)
     if len(found) == 1:
         return [float(total)]

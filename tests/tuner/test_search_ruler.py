@@ -23,7 +23,7 @@ from benchmarks.search_race import (
     with_finals,
     without_finals,
 )
-from benchmarks.search_strategies import Outcome, Ours, contenders
+from benchmarks.search_strategies import Ours, Outcome, contenders
 from benchmarks.search_table import Knobs, Table, load_table
 from search_spaces.space import load_space
 from tests.tuner.search_tables import KNOBS, LADDER, ln_capacity, write_table

@@ -3,7 +3,8 @@
 k(x, y) = s2 * prod over knobs d of (1 + w_d * c_d(x, y)) / (1 + w_d). Multiplied out it is a sum over all sets of
 knobs: main effects, pairs, and so on, each order weaker than the one before where w is small, so that a few trials
 already teach what each knob does by itself (ANOVA kernels: Durrande et al., J. Multivariate Analysis 115, 2013). w_d
-is fitted: a knob without effect ends near 0. c_d is exp(-DECAY * distance²) along a scale of numbers, and 0 between categories.
+is fitted: a knob without effect ends near 0. c_d is exp(-DECAY * distance²) along a scale of numbers, and 0 between
+categories.
 """
 
 from __future__ import annotations

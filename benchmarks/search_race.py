@@ -17,6 +17,8 @@ from tuner.pareto import hypervolume, non_dominated
 from tuner.proposals import ln_capacities, slope_of
 from tuner.search import key
 
+FLOOR_QUALITY = math.exp(-0.02)
+"""Of answers that lose 0.02 nats a token, the default floor (tuner.spec.FloorSpec)."""
 CRASH_SECONDS = 3.0
 """What a configuration that crashes costs: the start of a fresh engine."""
 
@@ -40,13 +42,13 @@ class Bench:
         return found
 
     def climb(self, knobs: Knobs, first: int) -> Outcome:
-        """From rung `first` up to the first miss; a baseline that misses is taken down to what it holds."""
+        """From rung `first` up to the first miss."""
         start, table = self.seconds, self.table
         if key(knobs) in table.failures:
             self.seconds += CRASH_SECONDS
             return Outcome(knobs, 0.0, 0.0, 0.0, {}, (), -1, CRASH_SECONDS)
         rung, replays = first, [(first, self.replay(knobs, first))]
-        quality = self._quality(knobs) if replays[0][1].worst <= 0 else None
+        quality = self.quality(knobs) if replays[0][1].worst <= 0 else None
         floors_hold = quality is not None and max(quality[1].values()) <= 0
         while floors_hold and replays[-1][1].worst <= 0 and rung + 1 < len(table.ladder):
             rung += 1
@@ -61,7 +63,7 @@ class Bench:
             rung if held and floors_hold else -1, self.seconds - start,
         )  # fmt: skip
 
-    def _quality(self, knobs: Knobs) -> tuple[float, dict[str, float]]:
+    def quality(self, knobs: Knobs) -> tuple[float, dict[str, float]]:
         found = self.table.quality(knobs)
         if (name := key({k: knobs[k] for k in self.table.quality_knobs})) not in self._asked:
             self._asked.add(name)
@@ -90,8 +92,7 @@ class Race:
 
 
 def race(table: Table, strategy: Strategy, seed: int, trials: int) -> Race:
-    """The baseline from the rung nearest to the recorded rate up, or down until it holds; then `trials` trials, each
-    from the highest rung that a feasible one has held."""
+    """The baseline, then `trials` trials, each from the highest rung that a feasible one has held."""
     bench = Bench(table, seed)
     outcomes = [_baseline(bench)]
     strategy.tell(outcomes[0])
@@ -105,13 +106,28 @@ def race(table: Table, strategy: Strategy, seed: int, trials: int) -> Race:
 
 
 def _baseline(bench: Bench) -> Outcome:
-    ladder = bench.table.ladder
+    """As a study finds its load: from the rung nearest to the recorded rate strides double until one misses, then
+    halve (tuner.knee); the outcome is that of the highest rung held."""
+    ladder, knobs, start = bench.table.ladder, bench.table.baseline, bench.seconds
     first = min(range(len(ladder)), key=lambda rung: abs(math.log(ladder[rung])))
-    found = bench.climb(bench.table.baseline, first)
-    while found.held < 0 and first > 0:
-        first -= 1
-        found = bench.climb(bench.table.baseline, first)
-    return found
+    low, stride, tried = first - 1, 1, dict[int, Replay]()
+    while low + stride < len(ladder):
+        tried[low + stride] = bench.replay(knobs, low + stride)
+        if tried[low + stride].worst > 0:
+            break
+        low, stride = low + stride, 1 if low < first else 2 * stride
+    high = min(low + stride, len(ladder))
+    while high - low > 1:
+        middle = (low + high) // 2
+        tried[middle] = bench.replay(knobs, middle)
+        low, high = (low, middle) if tried[middle].worst > 0 else (middle, high)
+    told = tried[max(low, first)]
+    quality, floors = bench.quality(knobs)
+    rungs = [(ladder[at], tried[at].worst) for at in sorted(tried)]
+    held = low if low >= first and max(floors.values()) <= 0 else -1
+    return Outcome(
+        knobs, told.goodput, quality, told.tail, {**told.constraints, **floors}, rungs, held, bench.seconds - start
+    )
 
 
 def incumbent(outcomes: Sequence[Outcome]) -> Outcome | None:
@@ -128,12 +144,10 @@ def regret(table: Table, knobs: Knobs | None) -> float:
 def front_share(table: Table, tried: Sequence[Knobs]) -> float:
     """Hypervolume of true (goodput, quality) that feasible `tried` ones dominate, over that of the whole table.
 
-    Reference point: half the goodput of the baseline, and below the lowest feasible quality by a tenth of its range.
+    Reference point: the goodput of the baseline, and the quality at which the floors break.
     """
     points = {key(k): (g, table.quality(k).quality) for k in table.configurations if (g := table.goodputs[key(k)])}
-    qualities = [quality for _, quality in points.values()]
-    floor = min(qualities) - max(0.1 * (max(qualities) - min(qualities)), 1e-6)
-    corner = (0.5 * table.goodputs[key(table.baseline)], floor)
+    corner = (table.goodputs[key(table.baseline)], FLOOR_QUALITY)
     found = [points[key(one)] for one in tried if key(one) in points]
 
     def volume(of: Sequence[tuple[float, float]]) -> float:

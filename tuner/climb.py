@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
@@ -18,10 +18,11 @@ from tuner import ladder
 from tuner.bench import Bench
 from tuner.errors import LaunchError, ServingError
 from tuner.outcome import Outcome, broken, failed, judge
+from tuner.scored import representative
 from tuner.scoring.probes import ProbeRecord
 from tuner.serving import adapters
 from tuner.serving.config import ServingConfig
-from tuner.serving.measurement import Purpose
+from tuner.serving.measurement import Measurement, Purpose
 
 TIME_SCALE = "time_scale"
 """Trial attribute: the load of its outcome, times the recorded rate."""
@@ -62,32 +63,44 @@ class Climb:
             where = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
             return broken("internal_error", where, time.monotonic() - start)
 
+    def known(self, measured: Sequence[Measurement]) -> Outcome:
+        """The outcome of a trial whose replays were stored by an earlier runner."""
+        plan = self.bench.plan
+        outcome = judge(plan, representative(measured, self.reference, plan.spec)[0], self.reference)
+        replays = [judge(plan, one, self.reference) for one in measured]
+        return self._with_rungs(outcome, replays)
+
+    def _with_rungs(self, outcome: Outcome, replays: Sequence[Outcome]) -> Outcome:
+        sound = [(one.time_scale, one.worst_slo) for one in replays if one.time_scale is not None]
+        return replace(outcome, rungs=tuple(sound)) if self._climbs else outcome
+
     @property
     def _climbs(self) -> bool:
         return self.bench.plan.spec.traffic.time_scale == "auto"
 
     def _baseline(self, config: ServingConfig, scale: float) -> Outcome:
         """At the load that it held when the load was looked for, or below, where it holds no longer."""
-        outcome = self._replay(0, config, scale, "baseline")
-        while self._climbs and outcome.misses_an_slo and (lower := ladder.below(scale)) is not None:
+        replays = [self._replay(0, config, scale, "baseline")]
+        while self._climbs and replays[-1].misses_an_slo and (lower := ladder.below(scale)) is not None:
             scale = lower
-            outcome = self._replay(0, config, scale, "baseline")
-        return outcome
+            replays.append(self._replay(0, config, scale, "baseline"))
+        return self._with_rungs(replays[-1], replays)
 
     def _trial(self, number: int, config: ServingConfig, scale: float) -> Outcome:
         outcome = self._replay(number, config, scale, "trial")
+        replays = [outcome]
         while self._climbs and outcome.feasible and scale < HIGHEST:
             scale = ladder.above(scale)
             try:
-                higher = self._replay(number, config, scale, "trial")
+                replays.append(self._replay(number, config, scale, "trial"))
             except ServingError as error:
                 # What it held below it still holds there.
                 self.bench.report.note(f"trial {number} at x{scale:g}: {error.reason}: {error}")
                 break
-            if not higher.feasible:
+            if not replays[-1].feasible:
                 break
-            outcome = higher
-        return outcome
+            outcome = replays[-1]
+        return self._with_rungs(outcome, replays)
 
     def _replay(self, number: int, config: ServingConfig, scale: float, purpose: Purpose) -> Outcome:
         self.bench.report.at(scale)

@@ -23,7 +23,7 @@ class Outcome:
     """state: measured; failed, by the configuration's own fault, which the sampler learns; broken, by no fault of the
     configuration, which it does not. objectives: in the order of results.OBJECTIVES. constraints: <= 0 is feasible.
     reason: typed reason of a failure or an early stop. seconds: time spent on a failure. time_scale: of the replay that
-    it was measured by, None where it was not."""
+    it was measured by, None where it was not. rungs: (time scale, worst SLO constraint) of all its replays."""
 
     state: Literal["measured", "failed", "broken"]
     objectives: tuple[float, float, float] | None = None
@@ -32,6 +32,7 @@ class Outcome:
     detail: str | None = None
     seconds: float = 0.0
     time_scale: float | None = None
+    rungs: tuple[tuple[float, float], ...] = ()
 
     @property
     def feasible(self) -> bool:
@@ -41,6 +42,11 @@ class Outcome:
     def misses_an_slo(self) -> bool:
         """Whether less load could make it feasible, as far as is known."""
         return any(value > 0 for name, value in self.constraints.items() if name.startswith("slo:"))
+
+    @property
+    def worst_slo(self) -> float:
+        """The largest SLO constraint of a measured trial."""
+        return max(value for name, value in self.constraints.items() if name.startswith("slo:"))
 
     def ordered(self, plan: Plan) -> dict[str, float]:
         """The constraints to tell: the same names in the same order for every trial, WORST where nothing was measured.

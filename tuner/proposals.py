@@ -205,7 +205,10 @@ def _most_promising(space: SearchSpace, candidates: Sequence[dict[str, Any]], se
         chance *= _probability_below(slo, points) ** 2  # it is to hold now and when it is measured again
     feasible = [one.feasible for one in seen]
     if not any(feasible):
-        return Proposed(candidates[int(np.argmax(chance * np.exp(model.predict(points)[0])))])
+        # Whatever holds at the load at which trials begin, or, where there is but one load, at all.
+        means, deviations = model.predict(points)
+        begin = math.log(min((rung[0] for one in seen for rung in one.rungs), default=1.0))
+        return Proposed(candidates[int(np.argmax(chance * (ndtr((means - begin) / deviations) if climbed else 1.0)))])
     best = float(np.max(model.predict(tried[feasible])[0]))
     expected = expected_improvement(*model.predict(points), best) * chance
     return Proposed(candidates[int(np.argmax(expected))], float(np.max(expected)))

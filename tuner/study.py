@@ -14,10 +14,9 @@ from tuner.bench import Bench
 from tuner.climb import TIME_SCALE, Climb, incumbent_scale
 from tuner.errors import LaunchError
 from tuner.knee import time_scale
-from tuner.outcome import Outcome, Reporter, broken, judge
+from tuner.outcome import Outcome, Reporter, broken
 from tuner.plan import Plan, make_plan
 from tuner.resume import check_unchanged, held_lease
-from tuner.scored import representative
 from tuner.scoring.probes import ProbeRecord
 from tuner.serving.config import ServingConfig
 from tuner.serving.measurement import Measurement
@@ -99,12 +98,13 @@ def _reconcile(session: Session, reference: tuple[ProbeRecord, ...] | None) -> N
         if measured:
             if reference is not None:
                 trial.set_user_attr(search.SECONDS, sum(sum(one.seconds.values()) for one in measured))
-                known = representative(measured, reference, session.bench.plan.spec)[0]
-                _tell(session, trial, judge(session.bench.plan, known, reference), known.config)
+                outcome = Climb(session.bench, reference).known(measured)
+                _tell(session, trial, outcome, measured[-1].config)
             continue
         params = dict(stale.system_attrs.get("fixed_params", stale.params))
         _tell(session, trial, broken(search.INTERRUPTED, "the tuner was stopped"), session.bench.plan.config(params))
-        session.study.enqueue_trial(params)
+        kept = {name: stale.user_attrs[name] for name in (search.ARM, search.HOPE) if name in stale.user_attrs}
+        session.study.enqueue_trial(params, user_attrs=kept)
 
 
 def _handle(session: Session, frozen: FrozenTrial) -> optuna.Trial:
@@ -167,7 +167,7 @@ def _add_baseline(session: Session, climb: Climb, scale: float) -> None:
     config = plan.config(plan.baseline)
     session.bench.report.begin("baseline")
     if earlier := _measurements_of(session, 0):
-        outcome = judge(plan, representative(earlier, climb.reference, plan.spec)[0], climb.reference)
+        outcome = climb.known(earlier)
     else:
         outcome = climb.attempt(0, config, scale)
     session.study.add_trial(
@@ -197,8 +197,12 @@ def _tell(session: Session, trial: optuna.Trial, outcome: Outcome, config: Servi
 
 def _attributes(outcome: Outcome) -> dict[str, Any]:
     """What a trial says besides its values."""
-    reason = {} if outcome.reason is None else {"reason": outcome.reason}
-    return reason if outcome.time_scale is None else {**reason, TIME_SCALE: outcome.time_scale}
+    said: dict[str, Any] = {} if outcome.reason is None else {"reason": outcome.reason}
+    if outcome.time_scale is not None:
+        said[TIME_SCALE] = outcome.time_scale
+    if outcome.rungs:
+        said[search.RUNGS] = [list(pair) for pair in outcome.rungs]
+    return said
 
 
 def _record(session: Session, number: int, outcome: Outcome, config: ServingConfig | None) -> None:

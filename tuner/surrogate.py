@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -43,9 +43,9 @@ def encode(space: SearchSpace, knobs: Mapping[str, Any]) -> list[float]:
 
 def _coordinate(parameter: Parameter, value: Any) -> float:
     if isinstance(parameter, ChoiceParameter):
-        numbers = sorted(choice for choice in parameter.choices if _is_number(choice))
+        numbers = sorted(float(choice) for choice in parameter.choices if _is_number(choice))
         if _is_number(value):
-            return numbers.index(value) / max(len(numbers) - 1, 1)
+            return numbers.index(float(value)) / max(len(numbers) - 1, 1)
         texts = [json.dumps(choice) for choice in parameter.choices]
         return APART * (1 + texts.index(json.dumps(value)))
     return _unit(parameter, value)
@@ -59,7 +59,7 @@ def _unit(parameter: IntParameter | FloatParameter, value: float) -> float:
     return (value - parameter.low) / (parameter.high - parameter.low)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -87,7 +87,7 @@ class Surrogate:
         return self.mean + cross.T @ self._alpha, np.sqrt(self.variance * left)
 
 
-def fit(points: FloatArray, values: FloatArray, vagueness: Sequence[float] | None = None) -> Surrogate:
+def fit(points: FloatArray, values: FloatArray, vagueness: npt.ArrayLike | None = None) -> Surrogate:
     """The most probable weights and noise (MAP, L-BFGS from the prior's centre: the same data, the same answer).
 
     vagueness (n,): noise variance of each value relative to that of a plain one, 1 by default.

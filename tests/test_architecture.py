@@ -48,7 +48,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         CONFIG,
     ),
     "tuner.threshold": (),
-    "tuner.capacity": ("tuner.threshold", "tuner.early_stop", "tuner.serving.testbed", SCORING, TRAFFIC),
+    "tuner.capacity": (
+        "tuner.threshold",
+        "tuner.early_stop",
+        "tuner.errors",
+        "tuner.serving.testbed",
+        SCORING,
+        TRAFFIC,
+    ),
     "tuner.fairness": ("tuner.capacity", "tuner.serving.testbed", SCORING, TRAFFIC),
     "tuner.recommend": ("tuner.results", "tuner.scored", "tuner.store", "tuner.pareto", SCORING),
     "tuner.verification": (

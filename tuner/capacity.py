@@ -7,6 +7,7 @@ replays, and comes with the 95 % interval that the replays leave (tuner/threshol
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from tuner.early_stop import slo_unreachable
-from tuner.scoring.doubts import Doubt, doubts
+from tuner.errors import Doubtful
+from tuner.scoring.doubts import Doubt, disqualifying, doubts
 from tuner.scoring.metrics import traffic_metrics
 from tuner.scoring.slo import SLO, cause
 from tuner.serving.testbed import Load
@@ -26,6 +28,7 @@ LEAST, MOST = 1 / 64, 1024.0
 """Time scales between which a capacity is looked for."""
 FAR = math.log(4)
 """After a replay that holds or misses by this factor the next is four times as fast or as slow, otherwise twice."""
+ATTEMPTS = 3
 SHORT_SECONDS = 5.0
 """A replay that offers its requests in less time measures a burst."""
 UNFINISHED = ("stopped", "not_sent")
@@ -82,12 +85,14 @@ def find_capacity(
     on_tried: Callable[[Tried], None] = lambda tried: None,
 ) -> Capacity:
     """Replay `load` at scales of its own until the interval is at most `precision` wide (high / low - 1), or `replays`
-    times. load.time_scale is where the search begins. play: replays a load, on the same server each time."""
+    times. load.time_scale is where the search begins. play: replays a load, on the same server each time. A replay
+    whose figures are not the server's (a client that lagged) is no evidence and is made again. Raises Doubtful when
+    ATTEMPTS in a row are such."""
     assert replays > 0 and precision > 0, f"{replays} replays, precision {precision}"
     threshold, tried, found = Threshold(LEAST, MOST), list[Tried](), dict[str, Doubt]()
     scale = min(max(load.time_scale, LEAST), MOST)
     while len(tried) < replays:
-        one, doubted = _try(replace(load, time_scale=scale), slos, play)
+        one, doubted = _sound(replace(load, time_scale=scale), slos, play)
         tried.append(one)
         found.update((doubt.name, doubt) for doubt in doubted)
         threshold.add(scale, one.holds)
@@ -106,6 +111,19 @@ def _step(last: Tried) -> float:
     """Before both a hold and a miss are known: twice or four times as fast, or as slow."""
     factor = 4.0 if abs(last.violation) > FAR else 2.0
     return last.time_scale * factor if last.holds else last.time_scale / factor
+
+
+def _sound(load: Load, slos: Mapping[str, SLO], play: Play) -> tuple[Tried, list[Doubt]]:
+    """The first replay that no doubt disqualifies, with the doubts of all before it too."""
+    seen: list[Doubt] = []
+    for attempt in itertools.count(1):
+        one, found = _try(load, slos, play)
+        seen += found
+        if (doubt := disqualifying(found)) is None:
+            break
+        if attempt == ATTEMPTS:
+            raise Doubtful(f"x{load.time_scale:.3g}: {doubt.name}: {doubt.detail}; {doubt.advice}")
+    return one, seen
 
 
 def _try(load: Load, slos: Mapping[str, SLO], play: Play) -> tuple[Tried, list[Doubt]]:

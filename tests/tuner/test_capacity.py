@@ -17,6 +17,7 @@ from tests.fakes import cases, make_trace
 from tests.tuner.builders import failed
 from tuner.capacity import Capacity, Play, find_capacity
 from tuner.cli.__main__ import app
+from tuner.errors import Doubtful
 from tuner.scoring.slo import SLO
 from tuner.serving.testbed import Load
 from tuner.threshold import Estimate, Threshold
@@ -144,3 +145,32 @@ def test_the_command_finds_a_capacity(server: tuple[str, Path]) -> None:
     assert "3 replays" in shown.stdout
     found = json.loads(CliRunner().invoke(app, ["capacity", str(trace), *options, "--json"]).stdout)
     assert (found["state"], found["low"], len(found["tried"])) == ("below", 0.0, 3)
+
+
+@pytest.mark.parametrize("lagging", [1, 2])
+def test_a_replay_whose_client_lagged_is_made_again(lagging: int) -> None:
+    steady = one_queue(lambda: 0.05)
+    replays = 0
+
+    def play(load: Load, stop: Stop | None) -> Replay:
+        nonlocal replays
+        replays += 1
+        done = steady(load, stop)
+        late = tuple(replace(record, sent=record.scheduled + 0.3) for record in done.records)
+        return Replay(late, None, done.duration) if replays <= lagging else done
+
+    found = find_capacity(LOAD, SLOS, play, precision=0.2)
+    assert len(found.tried) == replays - lagging
+    assert "client_lagged" in {doubt.name for doubt in found.doubts}
+
+
+def test_a_client_that_always_lags_measures_no_capacity() -> None:
+    steady = one_queue(lambda: 0.01)
+
+    def play(load: Load, stop: Stop | None) -> Replay:
+        done = steady(load, None)
+        late = tuple(replace(r, sent=r.scheduled + 0.3) for r in done.records)
+        return Replay(late, None, done.duration)
+
+    with pytest.raises(Doubtful, match="x1: client_lagged: .*"):
+        find_capacity(LOAD, SLOS, play)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tuner.cli.__main__ import app
-from tuner.traffic.importers.importer import Imported
+from tuner.traffic.importers.importer import FORMATS, Imported
 from tuner.traffic.importers.importer import import_trace as import_with
 from tuner.traffic.importers.options import ImportOptions
 from tuner.traffic.importers.row import BadLine
@@ -446,3 +446,9 @@ def test_a_seed_of_64_bits_is_kept(tmp_path: Path) -> None:
     (tmp_path / "batch.jsonl").write_text(BODY % f'"seed": {-(2**63)}')
     (request,) = import_trace(tmp_path / "batch.jsonl", "openai-batch", rate=1.0, max_tokens=1).requests
     assert request.seed == -(2**63)
+
+
+@pytest.mark.parametrize("format", [name for name, format in FORMATS.items() if not format.mapped])
+def test_names_cannot_be_mapped_where_the_layout_is_known(format: str) -> None:
+    with pytest.raises(ValueError, match=f"^--map, --unit: {format} has one layout"):
+        import_trace(Path("never read"), format, ImportOptions(columns={"arrival": "ts"}))

@@ -40,11 +40,13 @@ REPORTED_BAD_LINES = 100
 @dataclass(frozen=True, slots=True)
 class Format:
     """read: rows of a source, in its order. cite: where it is from. clock: what its times count from: "first", the
-    first of them; "zero", the start of the recording; "session", each session's own start."""
+    first of them; "zero", the start of the recording; "session", each session's own start. mapped: whether --map and
+    --unit mean anything to it."""
 
     read: Callable[[Source], Iterator[Row]]
     cite: str
     clock: Literal["first", "zero", "session"] = "first"
+    mapped: bool = True
 
 
 FORMATS: Mapping[str, Format] = {
@@ -52,12 +54,14 @@ FORMATS: Mapping[str, Format] = {
     "mooncake": Format(mooncake.read_mooncake, "Mooncake trace (Qin et al., FAST 2025), Apache-2.0"),
     "bailian": Format(mooncake.read_bailian, "Qwen-Bailian anonymised usage traces, Apache-2.0"),
     "burstgpt": Format(burstgpt.read, "BurstGPT (Wang et al., KDD 2025), CC-BY 4.0"),
-    "servegen": Format(servegen.read, "ServeGen client windows (arXiv 2505.09999), Apache-2.0", clock="zero"),
-    "weka": Format(weka.read, "WEKA agent sessions (kv-cache-tester), Apache-2.0", clock="session"),
-    "sharegpt": Format(sharegpt.read, "ShareGPT conversations"),
+    "servegen": Format(
+        servegen.read, "ServeGen client windows (arXiv 2505.09999), Apache-2.0", clock="zero", mapped=False
+    ),
+    "weka": Format(weka.read, "WEKA agent sessions (kv-cache-tester), Apache-2.0", clock="session", mapped=False),
+    "sharegpt": Format(sharegpt.read, "ShareGPT conversations", mapped=False),
     "vllm-custom": Format(vllm_custom.read, "vLLM bench serve, custom dataset"),
     "vllm-timed-trace": Format(mooncake.read_timed_trace, "vLLM bench serve, timed trace"),
-    "openai-batch": Format(openai_batch.read, "OpenAI batch input"),
+    "openai-batch": Format(openai_batch.read, "OpenAI batch input", mapped=False),
     "litellm": Format(litellm.read, "LiteLLM spend logs"),
     "otel": Format(otel.read, "OpenTelemetry GenAI spans"),
     "lengths": Format(lengths.read, "Lengths of prompts and answers"),
@@ -90,6 +94,8 @@ def import_trace(path: Path, format: str, options: ImportOptions | None = None) 
     options = options or ImportOptions()
     source = Source(path, options)
     chosen = FORMATS[format]
+    if not chosen.mapped and (options.columns or options.units):
+        raise ValueError(f"--map, --unit: {format} has one layout, whose names are known; leave them out")
     rows = list(_before_the_end(chosen.read(source), options, chosen))
     arrived = _windowed(_timed(_unrepeated(rows, source), source, chosen), options)
     if not arrived:

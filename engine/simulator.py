@@ -165,6 +165,10 @@ class Simulation:
     def now(self) -> float:
         return self._runner.now
 
+    def offered(self, time: float) -> int:
+        """Arrivals up to `time`, whether the step loop has seen them yet or not."""
+        return len(self.answers) + sum(arrival.at <= time for _, _, arrival in self._due)
+
     def run(self, time: float = math.inf) -> bool:
         """Go on to `time`, which the last step may pass. Returns whether anything is left to do."""
         end = min(time, self._until)

@@ -96,6 +96,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         SCORING,
         TRAFFIC,
     ),
+    "tuner.prediction": ("tuner.ladder", "tuner.serving", "tuner.simulation", SCORING, TRAFFIC),
+    "tuner.screening": ("search_spaces",),
     "tuner.profiling": ("engine.profile", "engine.step_log", "search_spaces", "tuner.errors", "tuner.serving"),
     "tuner.reference": ("tuner.scoring.probes", "tuner.serving", "tuner.stored", TRAFFIC),
     "tuner.surrogate": ("search_spaces",),
@@ -266,7 +268,7 @@ def test_the_torch_path_needs_no_triton() -> None:
 
 
 def test_the_simulator_needs_no_torch() -> None:
-    reached, pending = set(), ["tuner.simulation", "tuner.profiling"]
+    reached, pending = set(), ["tuner.prediction", "tuner.profiling"]
     while pending:
         reached.add(name := pending.pop())
         pending += [i for i in imports(MODULES[name]) if i in MODULES and i not in reached]

@@ -6,6 +6,7 @@ never a measurement: nothing of them is stored or told to the sampler as one.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -48,6 +49,12 @@ class Simulator:
         self.profile, self._prompts = profile, prompts
         self._hashes: dict[tuple[str, int], list[bytes]] = {}
 
+    def slower(self, factor: float) -> Simulator:
+        """See Profile.slower."""
+        other = Simulator(self.profile.slower(factor), self._prompts)
+        other._hashes = self._hashes
+        return other
+
     def replay(self, config: ServingConfig, load: Load, stop: Stop | None = None) -> SimulatedReplay:
         """Raises ValueError for a configuration that the profile does not cover, a prompt whose tokens it does not know
         and a memory that holds no page; ConfigRejected for one that cannot be."""
@@ -58,7 +65,7 @@ class Simulator:
             adapters.engine_config(config),
             self.profile,
             first,
-            until=last + load.drain_timeout if not turns.later else float("inf"),
+            until=math.inf if turns.later else last + load.drain_timeout,
             following=turns.after,
             hashes=self._hashes,
         )
@@ -131,8 +138,10 @@ def _watched(simulation: Simulation, load: Load, turns: _Turns, stop: Stop) -> s
     time = CHECK_SECONDS
     while simulation.run(time):
         for answer in simulation.ended[len(records) :]:
+            if answer.times and answer.times[-1] > time:
+                break
             records.append(turns.record(by_id[answer.arrival.name], simulation, None))
-        reason = stop(Progress(time, len(simulation.answers), len(load.requests), records))
+        reason = stop(Progress(time, simulation.offered(time), len(load.requests), records))
         if reason is not None:
             return reason
         time += CHECK_SECONDS

@@ -58,6 +58,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "tuner.fairness": ("tuner.capacity", "tuner.serving.testbed", SCORING, TRAFFIC),
     "tuner.recommend": ("tuner.results", "tuner.scored", "tuner.store", "tuner.pareto", SCORING),
+    "tuner.retune": ("tuner.recommend", "tuner.results", "tuner.verification", TRAFFIC),
     "tuner.verification": (
         "tuner.results",
         "tuner.scored",

@@ -112,14 +112,16 @@ class StudyConsole:
         return f"best {self._best[0]:.2f}/s (trial {self._best[1]}){baseline}"
 
 
-def print_recommendation(found: Recommendation, files: Iterable[Path] = ()) -> None:
-    """Verdict, baseline against recommended, reasons, files written; on standard output."""
+def print_recommendation(found: Recommendation, files: Iterable[Path] = (), retune: Iterable[str] = ()) -> None:
+    """Verdict, baseline against recommended, reasons, when to tune again, files written; on standard output."""
     console = Console(highlight=False)
     console.print(Text(found.verdict, style="bold"))
     if found.gains:
         console.print(_gain_table(found.gains, "recommended" if found.trial is not None else "closest"))
     for reason in found.reasons:
         console.print(Text(f"- {reason}"))
+    for condition in retune:
+        console.print(Text(f"- Tune again when {condition}."))
     for path in files:
         console.print(Text(f"wrote {path}"), soft_wrap=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,10 +12,15 @@ from reports.page import write_report
 from tuner.plan import config_of
 from tuner.recommend import Recommendation
 from tuner.results import StudyResults
+from tuner.retune import POINTS, RetuneWhen, conditions, retune_when
 from tuner.serving.adapters import engine_config
+from tuner.serving.export import alerts
 from tuner.serving.export.files import ENGINES, Provenance, export
+from tuner.serving.export.manifests import MANIFESTS
+from tuner.traffic.profile import SERIES, LengthCounts, drift_limit
 
-FILES = ("report.html", "recommended.yaml", *(f"deploy/{file}" for file in ENGINES.values()))
+ALERTS = "alerts.yaml"
+FILES = ("report.html", "recommended.yaml", *(f"deploy/{file}" for file in (*ENGINES.values(), ALERTS)))
 
 
 def deliver(results: StudyResults, found: Recommendation, directory: Path) -> list[Path]:
@@ -34,7 +40,8 @@ def deliver(results: StudyResults, found: Recommendation, directory: Path) -> li
     if refusal(found) is not None:
         return [report, recommended]
     deploy = [path for target in ENGINES for path in export_to(target, results, found, directory / "deploy")]
-    return [report, recommended, *deploy]
+    _write_alerts(results, found, directory / "deploy", tuple(alerts.ENGINES))  # of both, where the single ones had one
+    return [report, recommended, *dict.fromkeys(deploy)]
 
 
 def refusal(found: Recommendation) -> str | None:
@@ -52,7 +59,8 @@ def export_to(
     engine: str = "vllm",
     image: str | None = None,
 ) -> list[Path]:
-    """Write the recommended configuration in the words of `target`. engine, image: what a manifest runs.
+    """Write the recommended configuration in the words of `target`, and for an engine whose metrics are known the
+    alerts for when to tune again. engine, image: what a manifest runs.
 
     Raises ValueError for an unknown target, and for a recommendation that is not deployable.
     """
@@ -61,15 +69,46 @@ def export_to(
     assert found.trial is not None
     provenance = Provenance(results.spec.name, found.trial.number, datetime.now(UTC).date().isoformat())
     config = config_of(results.spec, found.trial.knobs)
-    return export(
+    paths = export(
         target, config, out=out, model_name=results.spec.model.name, provenance=provenance, engine=engine, image=image
     )
+    served = engine if target in MANIFESTS else target
+    return [*paths, _write_alerts(results, found, out, (served,))] if served in alerts.ENGINES else paths
+
+
+def _write_alerts(results: StudyResults, found: Recommendation, out: Path, engines: Sequence[str]) -> Path:
+    assert found.trial is not None and (when := retune_when(results, found)) is not None
+    fingerprint = config_of(results.spec, found.trial.knobs).fingerprint
+    labels = {"study": results.spec.name, "trial": str(found.trial.number), "configuration": fingerprint}
+    path = out / ALERTS
+    path.write_text(alerts.alerts(_limits(when), engines, labels), encoding="utf-8")
+    return path
+
+
+def _limits(when: RetuneWhen) -> alerts.Limits:
+    """The thresholds as far as an engine's own metrics can be held against them."""
+    prompt, output = (None, None) if when.profile is None else (when.profile.prompt, when.profile.output)
+    return alerts.Limits(
+        held_rate=when.held_rate,
+        prompt=_bins(prompt),
+        output=_bins(output),
+        least_acceptance=None if when.acceptance is None else max(when.acceptance - POINTS, 0.0),
+        hits=None if when.hits is None else (when.hits, POINTS),
+    )
+
+
+def _bins(counts: LengthCounts | None) -> alerts.LengthBins | None:
+    if counts is None:
+        return None
+    return alerts.LengthBins(SERIES, counts.series, drift_limit(counts.series, alerts.FEWEST_REQUESTS))
 
 
 def _recommended(results: StudyResults, found: Recommendation) -> str:
     """A configuration that `python -m engine --config` takes, headed by why it was chosen."""
     assert found.trial is not None
+    when = retune_when(results, found)
     words = [f"study {results.spec.name}, trial {found.trial.number}", refusal(found) or found.verdict, *found.reasons]
+    words += [f"Tune again when {words}." for words in (conditions(when) if when is not None else ())]
     head = "".join(f"# {line}\n" for text in words for line in text.splitlines())
     values = engine_config(config_of(results.spec, found.trial.knobs)).model_dump()
     return head + yaml.safe_dump(values, sort_keys=False)

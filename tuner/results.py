@@ -41,7 +41,7 @@ class TrialResult:
     constraints: signed, <= 0 is feasible, keys "slo:<class>" and "quality:<slice>". reason: typed reason of a failure
     or of an early stop. seconds: where the trial's time went, all its replays together. time_scale: of the replay that
     it is scored by, the highest that it held, or else the lowest that it was tried at; missed_scale: the lowest above
-    it, if any, at which it did not hold.
+    it, if any, at which it did not hold. engine_metrics: of that replay, see Measurement.
     """
 
     number: int
@@ -58,6 +58,7 @@ class TrialResult:
     on_front: bool = False
     time_scale: float | None = None
     missed_scale: float | None = None
+    engine_metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +187,7 @@ def _measured(
         doubts=found,
         time_scale=measurement.time_scale,
         missed_scale=missed,
+        engine_metrics=measurement.engine_metrics,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
@@ -23,6 +23,7 @@ from tuner.serving.measurement import Measurement
 from tuner.serving.testbed import Testbed
 from tuner.spec import StudySpec
 from tuner.store import Store
+from tuner.traffic.profile import profile_of
 from tuner.validation import validate
 
 MAX_BROKEN = 3
@@ -76,6 +77,7 @@ def _open_study(plan: Plan, store: Store, environment: Mapping[str, Any], resume
         "trace": dict(plan.trace_provenance),
         "reference_key": plan.reference_key,
         "environment": dict(environment),
+        "traffic": asdict(profile_of(plan.windows["tune"])),
     }
     store.create_study(plan.spec.name, text, plan.space.fingerprint, provenance, scale)
 

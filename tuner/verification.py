@@ -21,17 +21,21 @@ from tuner.stored import StoredVerification
 
 Comparison = Literal["better", "not told apart", "worse", "the baseline itself"]
 PURPOSE: Literal["verify"] = "verify"
+DRAFTED, ACCEPTED = "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens"
+"""Counters of the engine, in tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
     """One configuration over all rounds. goodput: requests/s by round. attainment: share of good requests by class.
-    violations: signed, of each class over the requests of all rounds, <= 0 where its SLO holds."""
+    violations: signed, of each class over the requests of all rounds, <= 0 where its SLO holds. acceptance: share of
+    guessed tokens accepted, None without speculation."""
 
     trial: int
     goodput: tuple[float, ...]
     attainment: Mapping[str, float]
     violations: Mapping[str, float]
+    acceptance: float | None = None
 
     @property
     def mean_goodput(self) -> float:
@@ -120,7 +124,13 @@ def _verified(trial: int, replays: Sequence[Measurement], slos: Mapping[str, SLO
         goodput=tuple(traffic_metrics(r.records, slos, r.duration).goodput.value for r in replays),
         attainment={name: sum(one <= 0 for one in values) / len(values) for name, values in asked.items()},
         violations={name: attainment_violation(values, slos[name].attainment) for name, values in asked.items()},
+        acceptance=_acceptance(replays),
     )
+
+
+def _acceptance(replays: Sequence[Measurement]) -> float | None:
+    drafted, accepted = (sum(one.engine_metrics.get(name, 0.0) for one in replays) for name in (DRAFTED, ACCEPTED))
+    return accepted / drafted if drafted else None
 
 
 def _difference(old: Sequence[Measurement], new: Sequence[Measurement], slos: Mapping[str, SLO]) -> Interval | None:

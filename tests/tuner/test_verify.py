@@ -161,6 +161,7 @@ def test_the_command_line_tells_and_exits_accordingly(tmp_path: Path) -> None:
     assert found["holds"] and found["about"]["window"] == "holdout" and found["quality"]
     shown = _tune("verify", run, "--trace", tmp_path / "trace.jsonl", "--window", "0:1", "--rounds", "1")
     assert shown.exit_code == 0 and "still holds on trace.jsonl at 4x" in shown.stdout
+    assert "traffic: arrival rate (requests/s) 10, tuned on 10 (limit 40)\n" in shown.stdout
     (tmp_path / "model" / "faults.json").write_text(json.dumps([{"when": {"kv_cache_dtype": "int8"}, "do": "crash"}]))
     broken = _tune("verify", run, "--rounds", "1")
     assert broken.exit_code == 1, broken.output

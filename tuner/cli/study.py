@@ -154,7 +154,7 @@ def _finish(directory: Path) -> None:
     from tuner.deliver import deliver
 
     results, found = _open(directory)
-    print_recommendation(found, deliver(results, found, directory))
+    print_recommendation(found, deliver(results, found, directory), _retune(results, found))
 
 
 def _open(directory: Path, study: Path | None = None) -> tuple[StudyResults, Recommendation]:
@@ -171,6 +171,14 @@ def _open(directory: Path, study: Path | None = None) -> tuple[StudyResults, Rec
             raise ValueError(f"{path}: holds no study")
         results = load_results(store, names[0], load_spec(study) if study is not None else None)
     return results, recommend(results)
+
+
+def _retune(results: StudyResults, found: Recommendation) -> tuple[str, ...]:
+    """When to tune again."""
+    from tuner.retune import conditions, retune_when
+
+    when = retune_when(results, found)
+    return () if when is None else conditions(when)
 
 
 def database_of(run: Path) -> Path:
@@ -197,8 +205,8 @@ def recommend_(run: RunArgument, study: StudyOption = None) -> None:
     """Print the best configuration of a run and why. Exit status 3 when none can be deployed."""
     from tuner.console import print_recommendation
 
-    _, found = _open(run, study)
-    print_recommendation(found)
+    results, found = _open(run, study)
+    print_recommendation(found, retune=_retune(results, found))
     if not found.deployable:
         raise typer.Exit(NOTHING_FEASIBLE)
 

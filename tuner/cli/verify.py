@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tuner.results import StudyResults, TrialResult
+    from tuner.retune import Drift
     from tuner.store import Store
+    from tuner.traffic.trace import Trace
     from tuner.verification import Verification, Verified
     from tuner.verify import Question
 
@@ -43,6 +46,7 @@ def verify(
     """
     from tuner.recommend import recommend
     from tuner.results import load_results
+    from tuner.retune import drifts, retune_when
     from tuner.store import Store
 
     path = database_of(run)
@@ -56,11 +60,14 @@ def verify(
             typer.echo(f"nothing to verify: {found.verdict}", err=True)
             raise typer.Exit(NOTHING_FEASIBLE)
         question = _question(results, found.trial, trace, window, time_scale, rounds)
-        verified = _measure(results, question, store, path.parent)
+        verified, traffic = _measure(results, question, store, path.parent)
+    when = retune_when(results, found)
+    acceptance = None if verified.recommended is None else verified.recommended.acceptance
+    drifted = () if when is None or trace is None else drifts(when, traffic, acceptance)
     if as_json:
-        typer.echo(json.dumps(_as_dict(verified), indent=2))
+        typer.echo(json.dumps(_as_dict(verified, drifted), indent=2))
     else:
-        _print(verified)
+        _print(verified, drifted)
     if not verified.holds:
         raise typer.Exit(BROKEN)
 
@@ -88,13 +95,14 @@ def _question(
     return Question(chosen.number, scale, rounds, held_out=held_out)
 
 
-def _measure(results: StudyResults, question: Question, store: Store, directory: Path) -> Verification:
+def _measure(results: StudyResults, question: Question, store: Store, directory: Path) -> tuple[Verification, Trace]:
+    """What was found, and the traffic that it was found on."""
     from tuner.console import StudyConsole
     from tuner.environment import environment
     from tuner.serving.testbed import EngineSettings, LiveTestbed
     from tuner.verify import verification_plan, verify
 
-    verification_plan(results.spec, question)  # a mistake must be told before an engine starts
+    plan = verification_plan(results.spec, question)  # a mistake must be told before an engine starts
     engine, machine = results.spec.engine, environment()
     settings = EngineSettings(directory, engine.launcher, engine.launch_timeout, engine.hang_timeout)
     with (
@@ -102,10 +110,11 @@ def _measure(results: StudyResults, question: Question, store: Store, directory:
         StudyConsole(results.spec) as console,
         LiveTestbed(settings, machine, console.phase) as testbed,
     ):
-        return verify(results, question, store, testbed, console, machine)
+        found = verify(results, question, store, testbed, console, machine)
+    return found, plan.windows["holdout" if question.held_out else "tune"]
 
 
-def _as_dict(found: Verification) -> dict[str, Any]:
+def _as_dict(found: Verification, drifted: Sequence[Drift]) -> dict[str, Any]:
     return {
         "holds": found.holds,
         "comparison": found.comparison,
@@ -113,6 +122,7 @@ def _as_dict(found: Verification) -> dict[str, Any]:
         "verdict": verdict(found),
         **{key: value for key, value in asdict(found).items() if key != "doubts"},
         "doubts": [asdict(doubt) for doubt in found.doubts],
+        "drift": [asdict(drift) for drift in drifted],
     }
 
 
@@ -135,7 +145,7 @@ def verdict(found: Verification) -> str:
     return f"{subject} still holds {where}: every SLO and quality floor is met{than}."
 
 
-def _print(found: Verification) -> None:
+def _print(found: Verification, drifted: Sequence[Drift]) -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -150,6 +160,10 @@ def _print(found: Verification) -> None:
         )
     for name, value in found.quality.items():
         console.print(Text(f"quality {name}: {'missed' if value > 0 else 'held'} by {abs(value):.4f}"))
+    for drift in drifted:
+        tuned = "" if drift.tuned is None else f", tuned on {drift.tuned:.3g}"
+        advice = ": tune again" if drift.exceeded else ""
+        console.print(Text(f"traffic: {drift.what} {drift.now:.3g}{tuned} (limit {drift.limit:.3g}){advice}"))
     for doubt in found.doubts:
         console.print(Text(f"doubt: {doubt.name}: {doubt.detail}; {doubt.advice}"))
 

@@ -1,13 +1,21 @@
 "use strict";
 (() => {
   const config = {showSendToCloud: false, displaylogo: false, responsive: true, displayModeBar: "hover"};
+  const root = document.documentElement;
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const plots = [...document.querySelectorAll("script[data-plot]")].map(
-    (data) => [document.getElementById(data.dataset.plot), JSON.parse(data.textContent)]);
+  const places = [...document.querySelectorAll(".plot")];
+  const figures = new Map();
+
+  const figure = (place) => {
+    if (!figures.has(place)) {
+      figures.set(place, JSON.parse(document.querySelector(`script[data-plot="${place.id}"]`).textContent));
+    }
+    return figures.get(place);
+  };
 
   // Figures take text, grid and background from the page, so that they follow light, dark and print.
   const themed = (layout, width) => {
-    const style = getComputedStyle(document.documentElement);
+    const style = getComputedStyle(root);
     const [ink, grid, line, paper] = ["--ink", "--grid", "--line", "--paper"].map((name) => style.getPropertyValue(name).trim());
     const result = {...structuredClone(layout), width};
     result.font = {...result.font, color: ink};
@@ -18,20 +26,40 @@
     }
     return result;
   };
-  const draw = () => plots.map(([place, figure]) => {
+  const draw = (place) => {
     // Paper is narrower than the screen, and a resize would come after the print.
-    const paper = document.documentElement.classList.contains("print");
+    const paper = root.classList.contains("print");
     const width = paper ? (place.closest(".panels") ? 220 : 680) : undefined;
-    const ink = getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
-    const data = figure.data.map((trace) => trace.error_y ? {...trace, error_y: {...trace.error_y, color: ink}} : trace);
-    return Plotly.react(place, data, themed(figure.layout, width), config);
+    const ink = getComputedStyle(root).getPropertyValue("--ink").trim();
+    const {data, layout} = figure(place);
+    const inked = data.map((trace) => trace.error_y && !trace.error_y.color
+      ? {...trace, error_y: {...trace.error_y, color: ink}} : trace);
+    const first = !place.dataset.drawn;
+    place.dataset.drawn = "";
+    const drawn = Plotly.react(place, inked, themed(layout, width), config);
+    if (first) place.on("plotly_click", (event) => {
+      const trial = event.points[0].customdata;
+      if (trial !== undefined) select(trial);
+    });
+    return drawn;
+  };
+  const redraw = () => Promise.all(places.filter((place) => "drawn" in place.dataset).map(draw));
+
+  // A figure is drawn when it comes near; paper gets all of them.
+  const near = new IntersectionObserver((entries) => {
+    const come = entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target);
+    come.forEach((place) => near.unobserve(place));
+    Promise.all(come.map(draw)).then(() => { root.dataset.plots = places.length; });
+  }, {rootMargin: "400px"});
+  places.forEach((place) => {
+    place.style.minHeight = `${figure(place).layout.height}px`;
+    near.observe(place);
   });
   const printing = (on) => {
-    document.documentElement.classList.toggle("print", on);
-    draw();
+    root.classList.toggle("print", on);
+    if (on) places.forEach(draw); else redraw();
   };
-  Promise.all(draw()).then(() => { document.documentElement.dataset.plots = plots.length; });
-  dark.addEventListener("change", draw);
+  dark.addEventListener("change", redraw);
   window.addEventListener("beforeprint", () => printing(true));
   window.addEventListener("afterprint", () => printing(false));
 
@@ -52,4 +80,87 @@
       table.tBodies[0].append(...rows);
     }));
   }
+
+  // Only textContent below: what is in a card may be hostile.
+  const make = (tag, text, className) => {
+    const element = document.createElement(tag);
+    if (text !== undefined) element.textContent = text;
+    if (className) element.className = className;
+    return element;
+  };
+  const copier = (button, source) => {
+    button.hidden = false;
+    button.addEventListener("click", async () => {
+      try {
+        await navigator.clipboard.writeText(source.textContent);
+        button.textContent = "Copied";
+      } catch {
+        getSelection().selectAllChildren(source);
+        button.textContent = "Selected: copy with the keyboard";
+      }
+    });
+  };
+  for (const button of document.querySelectorAll("button.copy")) copier(button, button.nextElementSibling);
+
+  const stored = document.getElementById("trial-cards");
+  if (!stored) return;
+  const cards = new Map(JSON.parse(stored.textContent).map((card) => [card.trial, card]));
+  const panel = document.getElementById("compared-trials");
+  let selected = [...cards.values()].filter((card) => card.role).map((card) => card.trial).slice(0, 2);
+
+  const side = (title, entries) => {
+    const names = [...new Set(entries.flatMap((pairs) => pairs.map(([name]) => name)))];
+    const texts = entries.map((pairs) => new Map(pairs));
+    return [title, names.map((name) => [name, texts.map((text) => text.has(name) ? text.get(name) : "–")])];
+  };
+  const show = () => {
+    const chosen = selected.map((trial) => cards.get(trial));
+    panel.replaceChildren(make("h3", chosen.length === 2 ? "Two trials side by side" : "Select one more trial to compare"));
+    const table = make("table", undefined, "words1"), head = table.createTHead().insertRow();
+    head.append(make("th", ""), ...chosen.map((card) => make("th", `trial ${card.trial}${card.role ? `, ${card.role}` : ""}`)));
+    const body = table.createTBody();
+    const parts = [["", [["state", chosen.map((card) => card.state)]]],
+      side("", chosen.map((card) => card.figures)), side("", chosen.map((card) => card.knobs))];
+    for (const [name, texts] of parts.flatMap(([, rows]) => rows)) {
+      const row = body.insertRow();
+      if (texts.length === 2 && texts[0] !== texts[1]) row.className = "differs";
+      row.append(make("th", name), ...texts.map((text) => make("td", text)));
+    }
+    const frame = make("div", undefined, "scroll");
+    frame.append(table);
+    const files = make("div", undefined, "yamls");
+    for (const card of chosen) {
+      const place = make("div", undefined, "yaml"), button = make("button", `Copy YAML of trial ${card.trial}`, "copy");
+      const source = make("pre", card.yaml);
+      button.type = "button";
+      source.tabIndex = 0;
+      place.append(button, source);
+      copier(button, source);
+      files.append(place);
+    }
+    panel.append(frame, files);
+    for (const button of document.querySelectorAll("button.select")) {
+      button.setAttribute("aria-pressed", selected.includes(Number(button.dataset.trial)));
+    }
+    mark();
+  };
+  const mark = () => {
+    for (const place of places) {
+      const ring = figure(place).data.find((trace) => trace.meta && trace.meta.selected);
+      if (!ring) continue;
+      const at = selected.map((trial) => cards.get(trial).at).filter((one) => "goodput" in one);
+      ring.x = at.map((one) => one.goodput);
+      ring.y = at.map((one) => one[ring.meta.selected]);
+      if ("drawn" in place.dataset) draw(place);
+    }
+  };
+  // A third takes the place of the one selected first; one that is selected already is let go.
+  const select = (trial) => {
+    selected = selected.includes(trial) ? selected.filter((other) => other !== trial) : [...selected, trial].slice(-2);
+    show();
+  };
+  for (const button of document.querySelectorAll("button.select")) {
+    button.addEventListener("click", () => select(Number(button.dataset.trial)));
+  }
+  show();
 })();

@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from reports import comparison, doubts, knob_effects, pareto_front, quality_slices, slo_compliance, study_history, text
-from reports import trial_table as trials
+from reports import (
+    assurance,
+    comparison,
+    doubts,
+    knob_effects,
+    knob_importances,
+    latency_distribution,
+    pareto_front,
+    protocol,
+    quality_slices,
+    recall_grid,
+    scenarios,
+    sections,
+    slo_compliance,
+    speculation_domains,
+    study_history,
+    text,
+    timeline,
+    trial_cards,
+    trial_table,
+)
+from reports.evidence import NOTHING, Evidence
+from reports.knob_section import knobs
+from reports.parts import Section
+from reports.quality_section import quality
 from reports.template import render
 from tuner.recommend import Recommendation
 from tuner.results import StudyResults
@@ -14,37 +38,56 @@ from tuner.results import StudyResults
 STATES = ("feasible", "infeasible", "doubtful", "failed", "running")
 
 
-def write_report(results: StudyResults, recommendation: Recommendation, path: Path) -> None:
-    """Write the report of a study to `path`, replacing it. Raises OSError when it cannot be written."""
+def write_report(
+    results: StudyResults, recommendation: Recommendation, path: Path, evidence: Evidence = NOTHING
+) -> None:
+    """Write the report of a study to `path`, replacing it. evidence: raw records, for the figures that need them.
+
+    Raises OSError when it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render("page.html.jinja", _content(results, recommendation)), encoding="utf-8")
+    path.write_text(render("page.html.jinja", _content(results, recommendation, evidence)), encoding="utf-8")
 
 
-def _content(results: StudyResults, recommendation: Recommendation) -> dict[str, Any]:
-    number = None if recommendation.trial is None else recommendation.trial.number
-    fronts = pareto_front.info(results, number)
-    slos = slo_compliance.info(results, number)
-    slices = quality_slices.info(results, number)
-    history = study_history.info(results)
+def _content(results: StudyResults, recommendation: Recommendation, evidence: Evidence) -> dict[str, Any]:
+    chosen = recommendation.trial
+    number = None if chosen is None else chosen.number
+    sure = assurance.info(results, recommendation)
     return {
         "results": results,
         "recommendation": recommendation,
+        "feasible": sum(trial.state == "feasible" for trial in results.trials),
+        "sure": assurance.sentence(sure),
+        "configuration": "" if chosen is None else trial_cards.configuration(chosen, results),
         "chosen": number,
-        "comparison": comparison.info(results, number),
-        "tail": tail_name(results),
-        "pareto": (fronts, pareto_front.plot(fronts, tail_name(results))),
-        "slo": (slos, slo_compliance.plot(slos)),
-        "quality": (slices, quality_slices.plot(slices)),
-        "quality_units": quality_slices.UNITS,
-        "knobs": knob_effects.plot(knob_effects.info(results)),
-        "history": (history, study_history.plot(history)),
-        "reasons": study_history.reasons(results),
-        "table": trials.table(trials.info(results, number)),
-        "states": {state: sum(t.state == state for t in results.trials) for state in STATES},
-        "load": load_in_words(results),
-        "facts": tuple(text.flat({"environment": results.environment, "provenance": results.provenance})),
-        "doubts": doubts.info(results, number),
+        "cards": trial_cards.info(results, number, tail_name(results)),
+        "sections": tuple(_sections(results, recommendation, evidence, sure)),
     }
+
+
+def _sections(
+    results: StudyResults, recommendation: Recommendation, evidence: Evidence, sure: tuple[assurance.Row, ...]
+) -> Iterator[Section]:
+    chosen = recommendation.trial
+    number = None if chosen is None else chosen.number
+    if sure:
+        yield sections.assured(sure)
+    load, tail = load_in_words(results), tail_name(results)
+    counts = {state: sum(trial.state == state for trial in results.trials) for state in STATES}
+    yield sections.compared(comparison.info(recommendation), results.baseline, chosen, load)
+    yield sections.front(pareto_front.info(results, number), tail, counts["feasible"])
+    yield sections.compliance(slo_compliance.info(results, number))
+    if curves := latency_distribution.info(results, number, evidence):
+        yield sections.latencies(curves)
+    grid, domains = (one.info(results, number, evidence) for one in (recall_grid, speculation_domains))
+    yield quality(quality_slices.info(results, number), grid, domains)
+    yield knobs(knob_effects.info(results), knob_importances.analyses(results))
+    yield protocol.robustness(scenarios.info(results, number))
+    history, reasons = study_history.info(results), study_history.reasons(results)
+    yield protocol.course(history, reasons, timeline.info(results, evidence), counts)
+    yield sections.trials(trial_table.info(results, number), tail)
+    yield protocol.surroundings(results, load)
+    yield sections.doubted(doubts.info(results, number))
 
 
 def tail_name(results: StudyResults) -> str:
@@ -54,13 +97,16 @@ def tail_name(results: StudyResults) -> str:
 
 
 def load_in_words(results: StudyResults) -> str:
-    """How fast the recorded window was replayed in the trials, and what that means for the comparison."""
-    scale = results.time_scale
-    missed = [name for name, value in results.baseline.constraints.items() if name.startswith("slo:") and value > 0]
-    pace = "at its recorded pace" if scale == 1 else f"{text.plain(scale)} times faster than recorded"
-    if missed:
-        return f"Trials replayed the recorded window {pace}, past the knee of the baseline: it misses its SLOs there."
-    return (
-        f"Trials replayed the recorded window {pace}. The baseline meets its SLOs at that load, so no configuration "
-        "can show much more goodput than the requests offered."
+    """At which load the trials were replayed, and what that means for the comparison."""
+    pace = (
+        "at its recorded pace"
+        if results.time_scale == 1
+        else f"{text.plain(results.time_scale)} times faster than recorded"
     )
+    if results.spec.traffic.time_scale == "auto":
+        return (
+            f"The first trials replayed the recorded window {pace}, the highest load found that the baseline holds. "
+            "Each trial began where the best one before it stood and climbed, load by load, while it met its SLOs and "
+            "floors; its goodput is that of the highest load held, or of the lowest that it was tried at and missed."
+        )
+    return f"Trials replayed the recorded window {pace}, the load that the study file gives."

@@ -1,4 +1,4 @@
-"""Goodput against quality, every measured trial, with baseline and recommendation marked."""
+"""Goodput against quality and against the tail, every measured trial, with baseline and recommended marked."""
 
 from __future__ import annotations
 
@@ -8,11 +8,24 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from reports.style import BASELINE, COLOURS, FEASIBLE, GREY, INFEASIBLE, RECOMMENDED, SYMBOLS, figure
+from reports.style import (
+    BASELINE,
+    COLOURS,
+    FEASIBLE,
+    GREY,
+    INFEASIBLE,
+    PURPLE,
+    RECOMMENDED,
+    SYMBOLS,
+    figure,
+    seconds_axis,
+)
 from reports.text import knob_value, number, plotly_text, seconds
 from tuner.results import StudyResults
 
-SMALLEST, LARGEST = 10.0, 26.0
+QUALITY, TAIL = "quality", "tail_latency"
+FRONT = "on the front"
+LOOKS = {**SYMBOLS, FRONT: "circle", FEASIBLE: "circle-open"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +41,11 @@ class Row:
     on_front: bool
     knobs: Mapping[str, Any]
 
+    @property
+    def kind(self) -> str:
+        """What it is drawn as."""
+        return self.role or (FRONT if self.on_front else self.state)
+
 
 def info(results: StudyResults, recommended: int | None) -> tuple[Row, ...]:
     """One row for each trial whose goodput and quality were measured, in the order of trials."""
@@ -40,62 +58,68 @@ def info(results: StudyResults, recommended: int | None) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def staircase(rows: Sequence[Row]) -> tuple[tuple[float, float], ...]:
-    """(goodput, quality) of the feasible trials that no feasible trial beats in both, from low goodput to high."""
+def staircase(rows: Sequence[Row], against: str = QUALITY) -> tuple[tuple[float, float], ...]:
+    """(goodput, value) of the feasible trials that no feasible trial beats in both, from low goodput to high.
+
+    against: quality, where more is better, or tail_latency, where less is.
+    """
+    sign = 1 if against == QUALITY else -1
+    points = [(row.goodput, getattr(row, against)) for row in rows if row.state == FEASIBLE]
     steps: list[tuple[float, float]] = []
-    for row in sorted((r for r in rows if r.state == FEASIBLE), key=lambda r: (-r.goodput, -r.quality)):
-        if not steps or row.quality > steps[-1][1]:
-            steps.append((row.goodput, row.quality))
+    for x, y in sorted(points, key=lambda point: (-point[0], -sign * point[1])):
+        if not steps or sign * y > sign * steps[-1][1]:
+            steps.append((x, y))
     return tuple(reversed(steps))
 
 
-def plot(rows: Sequence[Row], tail_name: str) -> go.Figure:
-    """tail_name: the tail-latency objective in words; it is the size of a marker."""
-    shown = figure(440, hovermode="closest")
-    steps = staircase(rows)
+def plot(rows: Sequence[Row], tail_name: str) -> dict[str, go.Figure]:
+    """Goodput against quality, and against the tail-latency objective, called tail_name."""
+    words = {QUALITY: "quality (1 = reference)", TAIL: plotly_text(tail_name)}
+    hovers = {row.trial: _hover(row, tail_name) for row in rows}
+    return {against: _plane(rows, against, title, hovers) for against, title in words.items()}
+
+
+def _plane(rows: Sequence[Row], against: str, title: str, hovers: Mapping[int, str]) -> go.Figure:
+    shown = figure(420, hovermode="closest")
+    steps = staircase(rows, against)
     shown.add_scatter(
-        x=[x for x, _ in steps], y=[y for _, y in steps], mode="lines", name="best of goodput and quality",
-        line={"shape": "vh", "color": GREY, "width": 1, "dash": "dot"}, hoverinfo="skip",
+        x=[x for x, _ in steps], y=[y for _, y in steps], mode="lines", name="best of both",
+        line={"shape": "vh" if against == QUALITY else "hv", "color": GREY, "width": 1, "dash": "dot"},
+        hoverinfo="skip",
     )  # fmt: skip
-    sizes = _sizes(rows)
-    for state in (INFEASIBLE, FEASIBLE):
-        _add(shown, [r for r in rows if r.state == state and not r.role], state, tail_name, sizes)
-    for role in (BASELINE, RECOMMENDED):
-        _add(shown, [r for r in rows if r.role == role], role, tail_name, sizes)
-    shown.update_xaxes(title_text="goodput (requests/s)", rangemode="tozero")
-    shown.update_yaxes(title_text="quality (1 = reference)")
+    for kind in (INFEASIBLE, FEASIBLE, FRONT, BASELINE, RECOMMENDED):
+        here = [row for row in rows if row.kind == kind]
+        if here:
+            shown.add_trace(_markers(here, kind, against, hovers))
+    # The page's script puts what is selected here.
+    shown.add_scatter(
+        x=[], y=[], mode="markers", name="selected", showlegend=False, hoverinfo="skip", meta={"selected": against},
+        marker={"symbol": "circle-open", "size": 26, "color": PURPLE, "line": {"width": 3}},
+    )  # fmt: skip
+    shown.update_xaxes(title_text="goodput (requests/s)")
+    shown.update_yaxes(title_text=title)
+    if against == TAIL:
+        shown.update_yaxes(seconds_axis([row.tail_latency for row in rows]))
     return shown
 
 
-def _sizes(rows: Sequence[Row]) -> dict[int, float]:
-    """Marker diameters in pixels, linear in the tail latency."""
-    tails = [row.tail_latency for row in rows]
-    low, span = min(tails, default=0.0), (max(tails, default=0.0) - min(tails, default=0.0)) or 1.0
-    return {row.trial: SMALLEST + (LARGEST - SMALLEST) * (row.tail_latency - low) / span for row in rows}
-
-
-def _add(shown: go.Figure, rows: Sequence[Row], kind: str, tail_name: str, sizes: Mapping[int, float]) -> None:
+def _markers(rows: Sequence[Row], kind: str, against: str, hovers: Mapping[int, str]) -> go.Scatter:
     labelled = kind in (BASELINE, RECOMMENDED)
-    colour = COLOURS[kind]
     missed = labelled and any(row.state == INFEASIBLE for row in rows)
-    shown.add_scatter(
+    colour = COLOURS.get(kind, COLOURS[FEASIBLE])
+    return go.Scatter(
         x=[row.goodput for row in rows],
-        y=[row.quality for row in rows],
+        y=[getattr(row, against) for row in rows],
+        customdata=[row.trial for row in rows],
         mode="markers+text" if labelled else "markers",
         name=f"{kind} (infeasible)" if missed else kind,
         text=[f"<b>{kind}</b>"] * len(rows),
         # Away from the nearer edge, and from each other.
         textposition="top left" if kind == RECOMMENDED else "bottom right",
         cliponaxis=False,
-        marker={
-            "symbol": SYMBOLS[kind],
-            "size": [max(sizes[row.trial], 16.0) if labelled else sizes[row.trial] for row in rows],
-            "color": colour,
-            "opacity": 0.85,
-            "line": {"color": [colour if kind == INFEASIBLE else "#ffffff"] * len(rows), "width": 1.5},
-        },
+        marker={"symbol": LOOKS[kind], "size": 16 if labelled else 11, "color": colour, "opacity": 0.85},
         hoverinfo="text",
-        hovertext=[_hover(row, tail_name) for row in rows],
+        hovertext=[hovers[row.trial] for row in rows],
     )
 
 

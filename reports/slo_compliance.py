@@ -1,77 +1,114 @@
-"""Does each SLO class get what it was promised, under the tuned load, on held-out traffic and at the recorded rate?"""
+"""Does each class and each tenant get what it was promised, at the tuned load and wherever it was measured again?"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from reports import scenarios
 from reports.style import BASELINE, COLOURS, GREY, RECOMMENDED, axes, compared, figure
 from reports.text import percent, percent_interval, plain, plotly_text
-from tuner.results import StudyResults, ValidationResult
-from tuner.scoring.metrics import Interval, TrafficMetrics
+from tuner.results import StudyResults
+from tuner.scoring.metrics import ClassMetrics, Interval, TrafficMetrics
 
-TUNED = "tuned load"
-CONDITIONS = {"holdout": "held-out traffic", "recorded_rate": "recorded rate", "repeat": "repeat"}
+CLASS, TENANT = "class", "tenant"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One SLO class under one configuration and condition. p95_*: seconds, None where nothing finished."""
+    """One SLO class, or one tenant, under one configuration and condition. p95_*: seconds, None where nothing finished.
 
-    slo_class: str
+    headroom: share of its bounds that the deciding request leaves, negative where missed; None where nothing was
+    offered. lower: one-sided 95 % bound of the attainment.
+    """
+
+    group: str
+    name: str
     role: str
     condition: str
+    time_scale: float
     offered: int
     good: int
     attainment: Interval
     target: float
+    lower: float
+    headroom: float | None
     holds: bool
     p95_ttft: float | None
     p95_tpot: float | None
 
 
 def info(results: StudyResults, recommended: int | None) -> tuple[Row, ...]:
-    """Rows by class, then condition, then role; conditions that were not measured have none."""
+    """Rows by classes, then tenants, by name, condition and role; what was not measured has none."""
     rows: list[Row] = []
     for role, trial in compared(results, recommended):
         if trial.traffic is not None:
-            rows += _rows(role, TUNED, trial.traffic)
+            rows += _rows(
+                role, scenarios.name(scenarios.SEARCHED), trial.time_scale or results.time_scale, trial.traffic
+            )
         for validation in results.validations:
-            if validation.trial == trial.number and validation.purpose in CONDITIONS:
-                rows += _rows(role, _condition(validation, results), validation.traffic)
-    order = list(dict.fromkeys(row.condition for row in rows))
-    return tuple(sorted(rows, key=lambda r: (r.slo_class, order.index(r.condition), r.role != BASELINE)))
+            if validation.trial == trial.number and validation.purpose != scenarios.CALIBRATION:
+                rows += _rows(role, scenarios.name(validation.purpose), validation.time_scale, validation.traffic)
+    order = {condition: place for place, condition in enumerate(dict.fromkeys(row.condition for row in rows))}
+    return tuple(sorted(rows, key=lambda r: (r.group, r.name, order[r.condition], r.role != BASELINE)))
 
 
-def _condition(validation: ValidationResult, results: StudyResults) -> str:
-    """What was measured; the load is named where it is not the trials'."""
-    name = CONDITIONS[validation.purpose]
-    same = validation.time_scale == results.time_scale or validation.purpose == "recorded_rate"
-    return name if same else f"{name}, {plain(validation.time_scale)}x"
+def _rows(role: str, condition: str, time_scale: float, traffic: TrafficMetrics) -> Iterator[Row]:
+    for group, found in ((CLASS, traffic.classes), (TENANT, traffic.tenants)):
+        yield from (_row(group, name, role, condition, time_scale, one) for name, one in found.items())
 
 
-def _rows(role: str, condition: str, traffic: TrafficMetrics) -> Iterator[Row]:
-    for name, one in traffic.classes.items():
-        yield Row(
-            slo_class=name,
-            role=role,
-            condition=condition,
-            offered=one.offered,
-            good=one.good,
-            attainment=one.attainment,
-            target=one.target,
-            holds=one.violation <= 0,
-            p95_ttft=one.percentiles.get("ttft", {}).get(95),
-            p95_tpot=one.percentiles.get("tpot", {}).get(95),
-        )
+def _row(group: str, name: str, role: str, condition: str, time_scale: float, one: ClassMetrics) -> Row:
+    return Row(
+        group=group,
+        name=name,
+        role=role,
+        condition=condition,
+        time_scale=time_scale,
+        offered=one.offered,
+        good=one.good,
+        attainment=one.attainment,
+        target=one.target,
+        lower=one.lower,
+        headroom=scenarios.left(one.violation) if one.offered else None,
+        holds=one.violation <= 0,
+        p95_ttft=one.percentiles.get("ttft", {}).get(95),
+        p95_tpot=one.percentiles.get("tpot", {}).get(95),
+    )
+
+
+def worst(rows: Sequence[Row], count: int) -> tuple[Row, ...]:
+    """The rows of the `count` names whose headroom is smallest in any of them, in the order of `rows`."""
+    least: dict[str, float] = {}
+    for row in rows:
+        if row.headroom is not None:
+            least[row.name] = min(row.headroom, least.get(row.name, row.headroom))
+    kept = set(sorted(least, key=lambda name: (least[name], name))[:count])
+    return tuple(row for row in rows if row.name in kept)
+
+
+def same(classes: Sequence[Row], tenants: Sequence[Row]) -> bool:
+    """Whether each tenant is the only one of a class of its own: the two then say the same."""
+    return [replace(row, group=CLASS) for row in tenants] == list(classes)
+
+
+def decisive(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Of each name, condition and role one row: the highest load that held, or else the lowest that was tried."""
+    found: dict[tuple[str, str, str], Row] = {}
+    for row in rows:
+        known = found.setdefault((row.name, row.condition, row.role), row)
+        higher = row.time_scale > known.time_scale
+        if row.holds > known.holds or (row.holds == known.holds and higher == row.holds):
+            found[row.name, row.condition, row.role] = row
+    return tuple(found.values())
 
 
 def plot(rows: Sequence[Row]) -> go.Figure:
-    """Bars of attainment with 95 % intervals, one panel a class, its target as a line."""
-    classes = list(dict.fromkeys(row.slo_class for row in rows)) or [""]
+    """Bars of attainment with 95 % intervals, one panel a name, its target as a line."""
+    classes = list(dict.fromkeys(row.name for row in rows)) or [""]
     panels = make_subplots(
         rows=len(classes), cols=1, shared_xaxes=True, vertical_spacing=0.16 / len(classes),
         subplot_titles=[plotly_text(name) for name in classes],
@@ -80,7 +117,7 @@ def plot(rows: Sequence[Row]) -> go.Figure:
     panels.update_layout(shown.layout)
     panels.update_layout(legend={"y": 1 + 0.1 / len(classes)})
     for position, name in enumerate(classes, start=1):
-        here = [row for row in rows if row.slo_class == name]
+        here = decisive(row for row in rows if row.name == name)
         for role in (BASELINE, RECOMMENDED):
             panels.add_trace(_bars([row for row in here if row.role == role], role, position == 1), position, 1)
         for target in {row.target for row in here}:
@@ -92,7 +129,7 @@ def plot(rows: Sequence[Row]) -> go.Figure:
 
 def _bars(rows: Sequence[Row], role: str, in_legend: bool) -> go.Bar:
     return go.Bar(
-        x=[row.condition.replace(" ", "<br>") for row in rows],
+        x=[plotly_text(row.condition).replace(" ", "<br>") for row in rows],
         y=[row.attainment.value * 100 for row in rows],
         error_y={
             "type": "data",
@@ -106,7 +143,8 @@ def _bars(rows: Sequence[Row], role: str, in_legend: bool) -> go.Bar:
         hoverinfo="text",
         textposition="none",
         hovertext=[
-            f"{role}, {row.condition}<br>attainment {percent_interval(row.attainment)}<br>"
+            f"{role}, {plotly_text(row.condition)} at {plain(row.time_scale)}x<br>"
+            f"attainment {percent_interval(row.attainment)}<br>"
             f"{row.good} good of {row.offered} offered, target {percent(row.target)}"
             for row in rows
         ],

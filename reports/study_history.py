@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from reports.style import BLUE, COLOURS, FAILED, FEASIBLE, INFEASIBLE, SYMBOLS, figure
-from reports.text import number, plotly_text
+from reports.text import number, plain, plotly_text
 from tuner.results import StudyResults
 
 
@@ -20,6 +20,7 @@ class Row:
     state: str
     goodput: float | None
     best: float | None
+    time_scale: float | None
     reason: str
 
 
@@ -40,7 +41,7 @@ def info(results: StudyResults) -> tuple[Row, ...]:
         goodput = None if trial.objectives is None else trial.objectives[0]
         if trial.state == FEASIBLE and goodput is not None:
             best = goodput if best is None else max(best, goodput)
-        rows.append(Row(trial.number, trial.state, goodput, best, trial.reason or ""))
+        rows.append(Row(trial.number, trial.state, goodput, best, trial.time_scale, trial.reason or ""))
     return tuple(rows)
 
 
@@ -59,8 +60,10 @@ def reasons(results: StudyResults) -> tuple[Reason, ...]:
 
 
 def plot(rows: Sequence[Row]) -> go.Figure:
-    """Trials as markers, the best feasible so far as a line; what was not measured is drawn at 0."""
+    """Trials as markers, the best feasible so far as a line; what was not measured is drawn at the bottom."""
     shown = figure(320)
+    known = [row.goodput for row in rows if row.goodput is not None]
+    bottom = min(known, default=0.0) - 0.08 * (max(known, default=0.0) - min(known, default=0.0))
     shown.add_scatter(
         x=[row.trial for row in rows], y=[row.best for row in rows], mode="lines", name="best feasible so far",
         line={"shape": "hv", "color": BLUE, "width": 2}, hoverinfo="skip",
@@ -69,19 +72,25 @@ def plot(rows: Sequence[Row]) -> go.Figure:
         here = [row for row in rows if row.state == state]
         shown.add_scatter(
             x=[row.trial for row in here],
-            y=[row.goodput if row.goodput is not None else 0.0 for row in here],
+            y=[bottom if row.goodput is None else row.goodput for row in here],
             mode="markers",
             name=state,
             cliponaxis=False,
-            marker={"symbol": SYMBOLS[state], "size": 10, "color": COLOURS[state], "line": {"width": 1.5}},
+            marker={
+                "symbol": SYMBOLS[state],
+                "size": 10,
+                "color": COLOURS[state],
+                "line": {"width": 0 if state == FEASIBLE else 1.5},
+            },
             hoverinfo="text",
             hovertext=[_hover(row) for row in here],
         )
     shown.update_xaxes(title_text="trial (0 = baseline)")
-    shown.update_yaxes(title_text="goodput (requests/s)", rangemode="tozero")
+    shown.update_yaxes(title_text="goodput (requests/s)")
     return shown
 
 
 def _hover(row: Row) -> str:
-    measured = "not measured" if row.goodput is None else f"{number(row.goodput)} requests/s"
+    load = "" if row.time_scale is None else f" at {plain(row.time_scale)}x"
+    measured = "not measured" if row.goodput is None else f"{number(row.goodput)} requests/s{load}"
     return f"trial {row.trial}, {row.state}, {measured}" + (f"<br>{plotly_text(row.reason)}" if row.reason else "")

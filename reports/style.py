@@ -6,6 +6,8 @@ from the page (page.js), so that figures follow light, dark and print.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -13,6 +15,7 @@ import plotly.graph_objects as go
 from tuner.results import StudyResults, TrialResult
 
 BLUE, VERMILLION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#808080"
+PURPLE, SKY, YELLOW = "#CC79A7", "#56B4E9", "#F0E442"
 FEASIBLE, INFEASIBLE, FAILED = "feasible", "infeasible", "failed"
 BASELINE, RECOMMENDED = "baseline", "recommended"
 COLOURS = {FEASIBLE: BLUE, INFEASIBLE: GREY, FAILED: VERMILLION, BASELINE: VERMILLION, RECOMMENDED: GREEN}
@@ -43,6 +46,19 @@ def axes(shown: go.Figure) -> go.Figure:
     shown.update_xaxes(**look)
     shown.update_yaxes(**look)
     return shown
+
+
+def seconds_axis(values: Sequence[float], most: int = 8) -> dict[str, Any]:
+    """A logarithmic axis over these seconds, its ticks at 1, 2 and 5 of each decade (or at 1, where those are more than
+    `most`), in milliseconds below one second."""
+    positive = [value for value in values if value > 0] or [1.0]
+    low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
+    inside = [digit * 10.0**power for power in range(low, high + 1) for digit in (1, 2, 5)]
+    ticks = [tick for tick in inside if min(positive) * 0.8 <= tick <= max(positive) * 1.25]
+    if len(ticks) > most:
+        ticks = [10.0**power for power in range(low, high + 1)]
+    labels = [f"{tick * 1e3:g} ms" if tick < 1 else f"{tick:g} s" for tick in ticks]
+    return {"type": "log", "tickvals": ticks, "ticktext": labels}
 
 
 def compared(results: StudyResults, recommended: int | None) -> tuple[tuple[str, TrialResult], ...]:

@@ -10,15 +10,23 @@ from typing import Any
 import pandas as pd
 
 from reports import (
+    assurance,
     comparison,
     doubts,
     knob_effects,
+    knob_importances,
+    latency_distribution,
     pareto_front,
     quality_slices,
+    recall_grid,
+    scenarios,
     slo_compliance,
+    speculation_domains,
     study_history,
+    timeline,
     trial_table,
 )
+from reports.evidence import Evidence
 from tuner.recommend import Recommendation
 from tuner.results import StudyResults
 from tuner.scoring.metrics import Interval
@@ -27,17 +35,28 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet takes for the beginning of a formula (OWASP, CSV injection)."""
 
 
-def tables(results: StudyResults, recommendation: Recommendation) -> dict[str, pd.DataFrame]:
+def tables(results: StudyResults, recommendation: Recommendation, evidence: Evidence) -> dict[str, pd.DataFrame]:
     """One tidy table a figure, by the figure's name; a figure without data has a table without rows."""
     number = None if recommendation.trial is None else recommendation.trial.number
+    found, clock = knob_importances.analyses(results), timeline.info(results, evidence)
+    alone = knob_effects.effects(found.get(knob_importances.GOODPUT))
     return {
-        "comparison": frame(comparison.info(results, number), comparison.Row),
+        "assurance": frame(assurance.info(results, recommendation), assurance.Row),
+        "comparison": frame(comparison.info(recommendation), comparison.Row),
         "pareto_front": frame(pareto_front.info(results, number), pareto_front.Row),
         "slo_compliance": frame(slo_compliance.info(results, number), slo_compliance.Row),
+        "latency_distribution": frame(latency_distribution.info(results, number, evidence), latency_distribution.Row),
         "quality_slices": frame(quality_slices.info(results, number), quality_slices.Row),
-        "knob_effects": frame(knob_effects.info(results), knob_effects.Row),
+        "recall_grid": frame(recall_grid.info(results, number, evidence), recall_grid.Row),
+        "speculation_domains": frame(speculation_domains.info(results, number, evidence), speculation_domains.Row),
+        "knob_values": frame(knob_effects.info(results), knob_effects.Row),
+        "knob_effects": frame(alone, knob_effects.Effect),
+        "knob_importances": frame(knob_importances.info(found), knob_importances.Row),
+        "scenarios": frame(scenarios.info(results, number), scenarios.Row),
+        "calibration": frame(scenarios.calibration(results), scenarios.Row),
         "study_history": frame(study_history.info(results), study_history.Row),
         "reasons": frame(study_history.reasons(results), study_history.Reason),
+        "timeline": frame(clock, timeline.Row),
         "trials": frame(trial_table.info(results, number), trial_table.Row),
         "doubts": frame(doubts.info(results, number), doubts.Row),
     }

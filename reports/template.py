@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from reports import comparison, text
+from reports import text
 
 _HERE = Path(__file__).parent
 
@@ -26,7 +27,7 @@ def render(template: str, content: Mapping[str, Any]) -> str:
     environment.filters.update(
         number=text.number, plain=text.plain, seconds=text.seconds, percent=text.percent,
         percent_interval=text.percent_interval, interval=text.interval, knob_value=text.knob_value,
-        figure_json=_figure_json, shown=comparison.shown, shown_change=comparison.shown_change,
+        figure_json=_figure_json, data_json=_data_json, kind=lambda part: type(part).__name__,
     )  # fmt: skip
     scripts = {"plotly_js": get_plotlyjs(), "page_js": (_HERE / "page.js").read_text(encoding="utf-8")}
     return environment.get_template(template).render(
@@ -44,7 +45,15 @@ def _hash(source: str) -> str:
 
 
 def _figure_json(figure: go.Figure) -> Markup:
-    """Safe inside a script element: without "<" nothing can close it."""
-    json = figure.to_json()
-    assert json is not None
-    return Markup(json.replace("<", "\\u003c"))
+    written = figure.to_json()
+    assert written is not None
+    return _inert(written)
+
+
+def _data_json(data: Any) -> Markup:
+    return _inert(json.dumps(data, allow_nan=False))
+
+
+def _inert(written: str) -> Markup:
+    """JSON that is safe inside a script element: without "<" nothing can close it."""
+    return Markup(written.replace("<", "\\u003c"))

@@ -10,6 +10,7 @@ from typing import Any
 from tuner.scoring.metrics import Interval
 
 NONE = "–"
+MINUS = "−"
 _MIB = 2**20
 
 
@@ -21,10 +22,10 @@ def number(value: float | None, digits: int = 3) -> str:
         return "0"
     exponent = math.floor(math.log10(abs(value)))
     if exponent < -4 or exponent > 14:
-        return f"{value:.{digits - 1}e}"
+        return f"{value:.{digits - 1}e}".replace("-", MINUS)
     rounded = round(value, digits - 1 - exponent)
     places = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
-    return f"{rounded:,.{places}f}"
+    return f"{rounded:,.{places}f}".replace("-", MINUS)
 
 
 def seconds(value: float | None) -> str:
@@ -37,6 +38,11 @@ def seconds(value: float | None) -> str:
 def percent(share: float | None) -> str:
     """A share of 1 as per cent."""
     return NONE if share is None else f"{number(share * 100)} %"
+
+
+def whole_percent(value: Interval) -> str:
+    """Share with its 95 % interval, as whole per cent."""
+    return f"{value.value * 100:.0f} % [{value.low * 100:.0f}, {value.high * 100:.0f}]"
 
 
 def plain(value: float) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from reports.parts import Cell, Table, value, word
 from reports.style import BASELINE, RECOMMENDED
-from reports.text import NONE, knob_value, number, seconds
+from reports.text import NONE, knob_value, number, plain, seconds
 from tuner.results import StudyResults, TrialResult
 from tuner.scoring.metrics import Interval
 
@@ -16,6 +17,7 @@ from tuner.scoring.metrics import Interval
 class Row:
     """One trial. goodput: requests/s. quality: 1 = reference; None where the probes were not asked. tail_latency: s.
 
+    time_scale: of the load that the figures are of; missed_scale: the lowest above it that was missed.
     tightest: the constraint with the least slack; slack: by how much it holds, negative where missed. spent: seconds.
     """
 
@@ -26,28 +28,14 @@ class Row:
     goodput: Interval | None
     quality: float | None
     tail_latency: float | None
+    time_scale: float | None
+    missed_scale: float | None
     tightest: str
     slack: float | None
     knobs: Mapping[str, Any]
     reason: str
     detail: str
     spent: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """What is shown, and what the column is sorted by: a number, or the text where there is none."""
-
-    text: str
-    key: float | str
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """columns: headings with units. rows: as many cells as columns; role marks baseline and recommended."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
 
 
 def info(results: StudyResults, recommended: int | None) -> tuple[Row, ...]:
@@ -66,6 +54,8 @@ def _row(trial: TrialResult, results: StudyResults, recommended: int | None) -> 
         goodput=None if trial.traffic is None else trial.traffic.goodput,
         quality=None if trial.quality is None else trial.quality.value,
         tail_latency=None if trial.objectives is None else trial.objectives[2],
+        time_scale=trial.time_scale,
+        missed_scale=trial.missed_scale,
         tightest="" if worst is None else worst[0],
         slack=None if worst is None else -worst[1],
         knobs=trial.knobs,
@@ -78,36 +68,32 @@ def _row(trial: TrialResult, results: StudyResults, recommended: int | None) -> 
 def table(rows: Sequence[Row]) -> Table:
     """The rows as a reader sees them: a column a knob between the figures and the reason."""
     knobs = tuple(dict.fromkeys(name for row in rows for name in row.knobs))
-    head = ("trial", "state", "goodput (requests/s)", "quality", "tail latency", "tightest constraint")
+    head = ("trial", "state", "load", "goodput (requests/s)", "quality", "tail latency", "tightest constraint")
     cells = [(row.role, (*_measured(row), *(_knob(row, name) for name in knobs), *_ending(row))) for row in rows]
-    return Table((*head, *knobs, "reason", "time"), tuple(cells))
+    return Table((*head, *knobs, "reason", "time"), tuple(cells), words=2)
 
 
 def _measured(row: Row) -> tuple[Cell, ...]:
-    state = row.state + (", on the front" if row.on_front else "")
     goodput = None if row.goodput is None else row.goodput.value
     return (
-        Cell(f"{row.trial} {row.role}".strip(), row.trial),
-        Cell(state, state),
-        _number(number(goodput), goodput),
-        _number(number(row.quality, 4), row.quality),
-        _number(seconds(row.tail_latency), row.tail_latency),
-        Cell(NONE, "") if row.slack is None else Cell(f"{row.tightest} {number(row.slack)}", row.slack),
+        Cell(f"{row.trial} {row.role}".strip(), row.trial, "select"),
+        word(row.state + (", on the front" if row.on_front else "")),
+        Cell(NONE, "") if row.time_scale is None else Cell(f"{plain(row.time_scale)}x", row.time_scale),
+        value(number(goodput), goodput),
+        value(number(row.quality, 4), row.quality),
+        value(seconds(row.tail_latency), row.tail_latency),
+        value(f"{row.tightest} {number(row.slack)}", row.slack),
     )
-
-
-def _number(text: str, value: float | None) -> Cell:
-    return Cell(text, "" if value is None else value)
 
 
 def _knob(row: Row, name: str) -> Cell:
     if name not in row.knobs:
         return Cell(NONE, "")
-    value = row.knobs[name]
-    text = knob_value(name, value)
-    return Cell(text, float(value) if isinstance(value, (int, float)) else text)
+    set_to = row.knobs[name]
+    shown = knob_value(name, set_to)
+    return Cell(shown, float(set_to) if isinstance(set_to, (int, float)) else shown)
 
 
 def _ending(row: Row) -> tuple[Cell, Cell]:
     reason = ": ".join(part for part in (row.reason, row.detail) if part)
-    return Cell(reason, reason), _number(NONE if row.spent is None else f"{number(row.spent)} s", row.spent)
+    return word(reason, "text"), value(f"{number(row.spent)} s", row.spent)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from reports.evidence import NOTHING, Evidence
 from reports.page import write_report
 from tuner.plan import config_of
 from tuner.recommend import Recommendation
@@ -23,8 +24,9 @@ ALERTS = "alerts.yaml"
 FILES = ("report.html", "recommended.yaml", *(f"deploy/{file}" for file in (*ENGINES.values(), ALERTS)))
 
 
-def deliver(results: StudyResults, found: Recommendation, directory: Path) -> list[Path]:
-    """Write all files into the run's directory and return their paths; what an earlier call left is gone.
+def deliver(results: StudyResults, found: Recommendation, directory: Path, evidence: Evidence = NOTHING) -> list[Path]:
+    """Write all files into the run's directory and return their paths; what an earlier call left is gone. evidence:
+    raw records, for the figures of the report that need them.
 
     Without a recommendation only the report is written. One that is not deployable gets no deploy files, and its
     recommended.yaml says so in its header.
@@ -32,7 +34,7 @@ def deliver(results: StudyResults, found: Recommendation, directory: Path) -> li
     for name in FILES:
         (directory / name).unlink(missing_ok=True)
     report = directory / "report.html"
-    write_report(results, found, report)
+    write_report(results, found, report, evidence)
     if found.trial is None:
         return [report]
     recommended = directory / "recommended.yaml"

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tuner.recommend import Recommendation
+from reports.evidence import Evidence
+from tests.tuner.builders import answered, failed, measurement
+from tuner.recommend import Gain, Recommendation
 from tuner.results import StudyResults, TrialResult, ValidationResult
 from tuner.scoring.metrics import ClassMetrics, Interval, TrafficMetrics
+from tuner.scoring.probes import ProbeRecord
 from tuner.scoring.quality import QualityScore, SliceQuality
+from tuner.scoring.speculation import DomainSpeculation
+from tuner.serving.config import ServingConfig
 from tuner.spec import StudySpec, parse_spec
+from tuner.stored import Failure, StoredMeasurement, ValidationFailure
+from tuner.traffic.trace import RequestRecord
 
 RECOMMENDED = 9
 SLOS = {"chat": {"ttft": 0.5, "tpot": 0.05, "attainment": 0.95}, "documents": {"ttft": 2.0, "attainment": 0.9}}
@@ -107,6 +115,8 @@ def trial(
         {"reconfigure": 0.4, "replay": 9.5, "quality": 1.3},
         ("few_requests: 41 requests of documents; 59 are needed to prove 0.95",) if number in (0, RECOMMENDED) else (),
         number in FRONT,
+        time_scale=4.0,
+        missed_scale=4.6 if number == RECOMMENDED else None,
     )
 
 
@@ -149,10 +159,67 @@ def recommendation(results: StudyResults, number: int | None = RECOMMENDED) -> R
     chosen = next(t for t in results.trials if t.number == number)
     reasons = ("It meets all 6 constraints.", "Quality 0.9985 (0.9965 to 0.9995) of the full-precision reference.")
     verdict = "Deploy trial 9: 5.60 good requests/s (5.38 to 5.77) where the baseline serves 3.20."
-    return Recommendation(chosen, verdict, reasons, deployable=True)
+    gains = (
+        Gain("goodput", "requests/s", 3.2, 5.6, Interval(3.2, 3.07, 3.3), Interval(5.6, 5.38, 5.77)),
+        Gain("chat p95 ttft at the recorded rate", "s", 1.42, 0.36),
+        Gain("quality", "", None, 0.9985, None, Interval(0.9985, 0.9965, 0.9995)),
+    )
+    return Recommendation(chosen, verdict, reasons, gains=gains, deployable=True)
 
 
-PAYLOADS = (
+def records(ttft: float, classes: tuple[str, ...] = ("chat", "documents")) -> tuple[RequestRecord, ...]:
+    """Forty answered requests of each class, the i-th after (i + 1) / 20 times `ttft`, and one that failed."""
+    answers = [
+        answered(ttft * (i + 1) / 20, gaps=(0.01, 0.02 + i / 1000), name=f"{name}-{i}", slo_class=name)
+        for name in classes
+        for i in range(40)
+    ]
+    return (*answers, failed(name="lost", slo_class=classes[0]))
+
+
+def needles(kept: int) -> tuple[ProbeRecord, ...]:
+    """Twelve needles, at three depths of prompts of 200 and 500 tokens each; the first `kept` are found."""
+    places = [(depth, length) for depth in (0.0, 0.2, 0.95) for length in (200, 500) for _ in range(2)]
+    return tuple(
+        ProbeRecord(f"n{i}", "recall", "recall", correct=i < kept, depth=depth, length=length)
+        for i, (depth, length) in enumerate(places)
+    )
+
+
+def stored(
+    results: StudyResults, number: int | None, purpose: str, scale: float, minute: int, **changes: Any
+) -> StoredMeasurement:
+    """Minute: of the hour in which the study ran, when the measurement was stored."""
+    knobs = results.trials[number or 0].knobs
+    made = measurement(
+        records(0.3 if number == RECOMMENDED else 1.2), config=ServingConfig("bundled", {}, knobs), purpose=purpose,
+        time_scale=scale, seconds={"reconfigure": 1.0, "replay": 20.0, "quality": 9.0}, **changes,
+    )  # fmt: skip
+    return StoredMeasurement(minute, number, made, None, f"2026-11-21T12:{minute:02}:00.000+00:00")
+
+
+def evidence(results: StudyResults) -> Evidence:
+    """Raw records of baseline and recommendation, of a climb, of failures and of speculation."""
+    guesses = (DomainSpeculation("code", 4, 4, 0, 3, 300, 240, 0.02, 0.01),
+               DomainSpeculation("prose", 4, 3, 1, 3, 300, 60, 0.02, 0.01))  # fmt: skip
+    measured = (
+        stored(results, None, "calibration", 2.0, 1),
+        stored(results, 0, "baseline", 4.0, 3, probes=needles(12)),
+        stored(results, RECOMMENDED, "trial", 4.0, 6, probes=needles(9)),
+        stored(results, RECOMMENDED, "trial", 4.6, 7, stopped="slo_unreachable"),
+        stored(results, 0, "recorded_rate", 1.0, 8),
+        stored(results, RECOMMENDED, "recorded_rate", 1.0, 9, speculation=guesses),
+    )
+    lost = [t for t in results.trials if t.state == "failed"]
+    failures = tuple(
+        Failure(t.number, t.reason or "", t.detail or "", {"total": 12.0}, ServingConfig("bundled", {}, t.knobs),
+                f"2026-11-21T12:{4 + i // 30:02}:{i % 30 + 10}.000+00:00")
+        for i, t in enumerate(lost)
+    )  # fmt: skip
+    return Evidence(measured, failures, needles(11))
+
+
+VECTORS = (
     "<script>window.pwned=1</script>",
     "</script><script>window.pwned=2</script>",
     "<img src=x onerror=window.pwned=3>",
@@ -167,17 +234,41 @@ PAYLOADS = (
     "$\\href{javascript:window.pwned=8}{x}$",
     "</title><iframe src=//example.com>",
     "]]><script>window.pwned=9</script>",
+    "javascript:window.pwned=10",
+    "<svg><script>window.pwned=11</script></svg>",
+    "<math><mtext></mtext><mglyph><style><img src onerror=window.pwned=12>",
+    "<details open ontoggle=window.pwned=13>",
+    "<input autofocus onfocus=window.pwned=14>",
+    "<style>@import '//example.com/x.css';</style>",
+    "<link rel=stylesheet href=//example.com/x.css>",
+    "<base href=//example.com/>",
+    "<meta http-equiv=refresh content='0;url=//example.com'>",
+    "<object data=//example.com></object>",
+    "<form action=//example.com><button>go</button></form>",
+    "\\u003cscript>window.pwned=15\\u003c/script>",
+    "${window.pwned=16}",
+    "\u2028window.pwned=17//",
+    "\u202e<b onclick=window.pwned=18>",
 )  # fmt: skip
+
+
+WRAPPINGS = ("{}", "a{}", '">{}', "'>{}", "-->{}", "</title>{}", "]]>{}", "{}\\")
+PAYLOADS = tuple(dict.fromkeys(wrapping.replace("{}", vector) for wrapping in WRAPPINGS for vector in VECTORS))
+"""More than two hundred strings that mean harm where they are not escaped."""
 
 
 def hostile_study() -> tuple[StudyResults, tuple[str, ...]]:
     """The study with payloads wherever a string comes from a file, an engine or a user."""
     clean = study()
-    nasty = iter(PAYLOADS * 40)
+    nasty = itertools.cycle(PAYLOADS)
+    first, second = PAYLOADS[:2]
+    names = {"chat": first, "documents": second}
 
     def classes(metrics: TrafficMetrics) -> TrafficMetrics:
-        renamed = dict(zip(PAYLOADS, metrics.classes.values(), strict=False))
-        return replace(metrics, classes=renamed)
+        renamed = {names[name]: replace(one, name=names[name]) for name, one in metrics.classes.items()}
+        some = next(iter(metrics.tenants.values()))
+        tenants = {name: replace(some, name=name) for name in (next(nasty) for _ in range(9))}
+        return replace(metrics, classes=renamed, tenants=tenants)
 
     trials = []
     for one in clean.trials:
@@ -199,5 +290,25 @@ def hostile_study() -> tuple[StudyResults, tuple[str, ...]]:
         replace(v, window=next(nasty), traffic=classes(v.traffic), constraints={next(nasty): 1.0})
         for v in clean.validations
     )
+    broken = ValidationFailure(RECOMMENDED, "repeat", next(nasty), 4.0, next(nasty), next(nasty))
     facts = {payload: payload for payload in PAYLOADS}
-    return replace(clean, trials=tuple(trials), validations=validations, environment=facts, provenance=facts), PAYLOADS
+    hostile = spec(
+        model=PAYLOADS[5], slos={names[name]: slo for name, slo in SLOS.items()}, tail={"slo_class": first},
+        engine={"settings": {PAYLOADS[6]: PAYLOADS[7]}},
+    )  # fmt: skip
+    return replace(clean, spec=hostile, trials=tuple(trials), validations=validations, environment=facts,
+                   provenance=facts, validation_failures=(broken,)), PAYLOADS  # fmt: skip
+
+
+def hostile_evidence(results: StudyResults) -> Evidence:
+    """Raw records of which every string means harm."""
+    clean, nasty = evidence(results), itertools.cycle(PAYLOADS)
+
+    def spoiled(one: StoredMeasurement) -> StoredMeasurement:
+        guesses = tuple(replace(domain, slice=next(nasty)) for domain in one.measurement.speculation)
+        answers = records(0.4, PAYLOADS[:2])
+        made = replace(one.measurement, records=answers, speculation=guesses, window=next(nasty), stopped=next(nasty))
+        return replace(one, measurement=made)
+
+    failures = tuple(replace(one, reason=next(nasty), detail=next(nasty)) for one in clean.failures)
+    return Evidence(tuple(map(spoiled, clean.measured)), failures, clean.reference)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hand_made_study import hostile_study, recommendation, study
+import yaml
+from hand_made_study import RECOMMENDED, evidence, hostile_evidence, hostile_study, recommendation, study
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from reports.page import write_report
@@ -44,7 +45,9 @@ class Visit:
     def __init__(self, browser: Browser, path: Path) -> None:
         self.complaints: list[str] = []
         self.requests: list[str] = []
-        self.page: Page = browser.new_page(viewport={"width": 1200, "height": 900})
+        context = browser.new_context(viewport={"width": 1200, "height": 900})
+        context.grant_permissions(["clipboard-read", "clipboard-write"])
+        self.page: Page = context.new_page()
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("dialog", lambda dialog: (self.complaints.append(dialog.message), dialog.dismiss()))
@@ -52,34 +55,96 @@ class Visit:
         self.page.goto(path.as_uri())
         self.page.wait_for_selector("html[data-plots]", timeout=60_000)
 
+    def scrolled_through(self) -> None:
+        """Until every figure is drawn: each is when it comes near."""
+        for place in self.page.query_selector_all(".plot"):
+            place.scroll_into_view_if_needed()
+            self.page.wait_for_selector(f"#{place.get_attribute('id')} svg.main-svg", timeout=60_000)
+
 
 @pytest.fixture(scope="module")
 def report(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visit]:
     path = tmp_path_factory.mktemp("browser") / "report.html"
-    write_report(study(), recommendation(study()), path)
+    write_report(study(), recommendation(study()), path, evidence(study()))
     visit = Visit(browser, path)
     yield visit
     visit.page.close()
 
 
 def test_report_draws_without_a_word_or_a_request(report: Visit) -> None:
+    report.scrolled_through()
     assert report.complaints == []
     assert report.requests == [report.page.url]
-    for place in report.page.query_selector_all(".plot"):
-        assert place.query_selector("svg.main-svg"), place.get_attribute("id")
-    assert len(report.page.query_selector_all("#plot-pareto .points path")) == 12, "one marker a measured trial"
+    places = report.page.query_selector_all(".plot")
+    assert len(places) > 18 and all(place.query_selector("svg.main-svg") for place in places)
+    for name in ("pareto", "tail"):
+        points = report.page.query_selector_all(f"#plot-{name} .points path.point")
+        assert len(points) == 12 + 2, "one marker a measured trial, and two rings"
     buttons = [one.get_attribute("data-title") for one in report.page.query_selector_all("#plot-pareto .modebar-btn")]
     assert buttons and not [title for title in buttons if title and "Share" in title]
 
 
+def test_a_figure_is_drawn_when_it_comes_near(browser: Browser, report: Visit) -> None:
+    fresh = Visit(browser, Path(report.page.url.removeprefix("file://")))
+    assert fresh.page.query_selector("#plot-timeline svg") is None
+    fresh.page.locator("#plot-timeline").scroll_into_view_if_needed()
+    fresh.page.wait_for_selector("#plot-timeline svg.main-svg")
+    fresh.page.close()
+
+
+def side_by_side(page: Page) -> list[list[str]]:
+    rows = page.locator("#compared-trials tr")
+    return [row.split("\t") for row in rows.all_inner_texts()]
+
+
+def test_two_trials_are_selected_and_compared(report: Visit) -> None:
+    page = report.page
+    assert side_by_side(page)[0] == ["", "trial 0, baseline", "trial 9, recommended"]
+    page.locator("table.sortable button.select", has_text="14").click()
+    table = side_by_side(page)
+    assert table[0] == ["", "trial 9, recommended", "trial 14"], "the one selected first makes room"
+    assert ["kv_cache_dtype", "int8", "float16"] in table and ["kv_window", "none", "none"] in table
+    assert page.locator("#compared-trials tr.differs").count() < len(table) - 1
+    assert page.locator("button.select[aria-pressed=true]").count() == 2
+    page.locator("table.sortable button.select", has_text="9 recommended").click()
+    assert side_by_side(page)[0] == ["", "trial 14"], "a second click lets go"
+    page.locator("#plot-pareto").scroll_into_view_if_needed()
+    ring = "document.querySelector('#plot-pareto').data.find(t => t.name === 'selected')"
+    assert page.evaluate(f"[{ring}.x, {ring}.y]") == [[3.9], [1.0]]
+    marker = page.locator("#plot-pareto .points path.point").first
+    box = marker.bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_function("document.querySelectorAll('#compared-trials thead th').length === 3")
+    assert "trial 14" in side_by_side(page)[0]
+
+
+def test_configurations_are_copied_as_yaml(report: Visit) -> None:
+    page = report.page
+    page.locator("header button.copy").click()
+    page.locator("header button.copy", has_text="Copied").wait_for()
+    values = yaml.safe_load(page.evaluate("navigator.clipboard.readText()"))
+    assert values == {"model": "/studies/mini", **study().trials[RECOMMENDED].knobs}
+
+
 def test_headings_sort_the_trials(report: Visit) -> None:
-    heading = report.page.locator("table.sortable th", has_text="goodput")
-    first = report.page.locator("table.sortable tbody tr").first
+    heading = report.page.locator("#trials table.sortable thead th", has_text="goodput")
+    first = report.page.locator("#trials table.sortable tbody tr").first
     heading.click()
     assert first.inner_text().startswith("1\t"), "least goodput first"
     heading.click()
     assert first.inner_text().startswith("10\t"), "most goodput first"
     assert heading.get_attribute("aria-sort") == "descending"
+
+
+def test_paper_gets_every_figure_in_light(report: Visit) -> None:
+    report.page.emulate_media(color_scheme="dark")
+    pages = report.page.pdf(format="A4")
+    assert pages.startswith(b"%PDF") and len(pages) > 50_000
+    assert report.page.evaluate("document.querySelectorAll('.plot:not(:has(svg.main-svg))').length") == 0
+    assert report.page.evaluate("document.documentElement.classList.contains('print')") is False
+    report.page.emulate_media(color_scheme="light")
+    assert report.complaints == []
 
 
 def test_phone_width_scrolls_in_one_direction_only(report: Visit) -> None:
@@ -93,12 +158,18 @@ def test_phone_width_scrolls_in_one_direction_only(report: Visit) -> None:
 def test_hostile_strings_run_nothing(browser: Browser, tmp_path: Path) -> None:
     hostile, _ = hostile_study()
     path = tmp_path / "report.html"
-    write_report(hostile, recommendation(hostile), path)
+    write_report(hostile, recommendation(hostile), path, hostile_evidence(hostile))
     visit = Visit(browser, path)
+    visit.scrolled_through()
+    for button in visit.page.locator("button.select").all()[:4]:
+        button.click()
+    for point in visit.page.locator("#plot-pareto .points path.point").all()[:3]:
+        point.hover(force=True)
     assert visit.page.evaluate("window.pwned") is None
     assert visit.complaints == []
     assert visit.requests == [path.as_uri()]
-    assert visit.page.query_selector_all("img, iframe, object, embed, form, a[href^=http], a[href^=javascript]") == []
+    forbidden = "img, iframe, object, embed, form, base, input, details, link:not([rel=icon]), a[href]:not([href^='#'])"
+    assert visit.page.query_selector_all(forbidden) == []
     visit.page.close()
 
 

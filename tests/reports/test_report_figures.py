@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
-from hand_made_study import RECOMMENDED, spec, study
+from hand_made_study import RECOMMENDED, evidence, recommendation, spec, study
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm
 
-from reports import comparison, doubts, knob_effects, pareto_front, quality_slices, slo_compliance, study_history, text
+from reports import (
+    assurance,
+    comparison,
+    doubts,
+    knob_effects,
+    knob_importances,
+    latency_distribution,
+    pareto_front,
+    quality_slices,
+    recall_grid,
+    scenarios,
+    slo_compliance,
+    speculation_domains,
+    study_history,
+    text,
+    timeline,
+)
 from reports import trial_table as trials
 from reports.comparison import shown, shown_change
+from reports.evidence import OF_TRIALS
 from reports.page import load_in_words, tail_name
+from tests.fakes import cases
 from tuner.results import StudyResults
+from tuner.scoring.metrics import Interval
+from tuner.stored import ValidationFailure
 
 
 def test_pareto_rows_are_the_measured_trials(results: StudyResults) -> None:
@@ -40,31 +62,172 @@ def test_staircase_is_the_feasible_points_that_nothing_beats(points: list[tuple[
     feasible = {(x, y) for x, y, ok in points if ok}
     unbeaten = [p for p in feasible if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in feasible)]
     assert list(pareto_front.staircase(rows)) == sorted(unbeaten)
+    slow = [replace(row, tail_latency=-row.quality) for row in rows]
+    assert [(x, -y) for x, y in pareto_front.staircase(slow, pareto_front.TAIL)] == sorted(unbeaten)
 
 
 def test_figure_tells_states_apart_by_symbol_and_colour(results: StudyResults) -> None:
-    shown = pareto_front.plot(pareto_front.info(results, RECOMMENDED), "p95 TTFT, chat")
-    looks = {trace.name: (trace.marker.symbol, trace.marker.color) for trace in shown.data if trace.marker.symbol}
-    assert len({symbol for symbol, _ in looks.values()}) == len(looks) == 4
-    assert looks["feasible"][1] != looks["infeasible"][1]
-    hover = next(t for t in shown.data if t.name == "recommended").hovertext[0]
-    assert "kv_window = none" in hover and "num_speculative_tokens = 3" in hover
+    for plane in pareto_front.plot(pareto_front.info(results, RECOMMENDED), "p95 TTFT, chat").values():
+        drawn = [trace for trace in plane.data if trace.marker.symbol and trace.name != "selected"]
+        looks = {trace.name: (trace.marker.symbol, trace.marker.color) for trace in drawn}
+        assert len({symbol for symbol, _ in looks.values()}) == len(looks) == 5
+        assert looks["feasible"][1] != looks["infeasible"][1]
+        hover = next(t for t in drawn if t.name == "recommended").hovertext[0]
+        assert "kv_window = none" in hover and "num_speculative_tokens = 3" in hover
+        assert sorted(number for t in drawn for number in t.customdata) == [
+            0, 1, 3, 4, 5, 6, 8, 9, 10, 11, 13, 14
+        ], "what a click selects"  # fmt: skip
 
 
-def test_slo_rows_by_class_condition_and_role(results: StudyResults) -> None:
+def test_slo_rows_by_group_condition_and_role(results: StudyResults) -> None:
     rows = slo_compliance.info(results, RECOMMENDED)
-    conditions = ["tuned load", "held-out traffic", "recorded rate"]
-    expected = [(c, w, r) for c in ("chat", "documents") for w in conditions for r in ("baseline", "recommended")]
-    assert [(row.slo_class, row.condition, row.role) for row in rows] == expected
+    conditions = ["as searched", "held-out traffic", "recorded rate"]
+    expected = [(g, c, w, r) for g in ("class", "tenant") for c in ("chat", "documents") for w in conditions
+                for r in ("baseline", "recommended")]  # fmt: skip
+    assert [(row.group, row.name, row.condition, row.role) for row in rows] == expected
     first = rows[0]
-    assert (first.good, first.offered, first.target, first.holds) == (132, 240, 0.95, False)
+    assert (first.good, first.offered, first.target, first.holds, first.time_scale) == (132, 240, 0.95, False, 4.0)
     assert (first.p95_ttft, rows[1].p95_ttft, rows[1].holds) == (1.42, 0.36, True)
+    assert first.headroom == pytest.approx(1 - math.exp(0.4)) and rows[1].headroom == pytest.approx(
+        1 - math.exp(-0.025)
+    )
+    assert slo_compliance.same([r for r in rows if r.group == "class"], [r for r in rows if r.group == "tenant"])
 
 
-def test_slo_rows_name_a_load_that_is_not_the_trials(results: StudyResults) -> None:
-    faster = replace(results.validations[3], time_scale=4.8)
-    rows = slo_compliance.info(study(validations=(faster,)), RECOMMENDED)
-    assert "held-out traffic, 4.8x" in {row.condition for row in rows}
+def test_the_tenants_closest_to_their_bounds_are_kept(results: StudyResults) -> None:
+    rows = slo_compliance.info(results, RECOMMENDED)
+    many = [replace(row, name=f"t{i}", headroom=0.9 - i / 10) for i, row in enumerate(rows[:8])]
+    many.append(replace(rows[0], name="idle", headroom=None))
+    assert [row.name for row in slo_compliance.worst(many, 3)] == ["t5", "t6", "t7"]
+
+
+# what was measured for one purpose, as (load, constraint) each; the load that decides, and whether it holds
+LADDERS: list[tuple[str, list[tuple[float, float]], float, bool]] = [
+    ("held at once", [(4.0, -0.1)], 4.0, True),
+    ("held two rungs down", [(4.0, 0.2), (3.5, 0.1), (3.0, -0.1)], 3.0, True),
+    ("held at the higher of two", [(3.0, -0.2), (4.0, -0.1)], 4.0, True),
+    ("never held", [(4.0, 0.2), (3.5, 0.1), (3.0, 0.05)], 3.0, False),
+]
+
+
+@pytest.mark.parametrize(("tried", "load", "holds"), cases(LADDERS))
+def test_the_highest_load_held_decides(
+    tried: list[tuple[float, float]], load: float, holds: bool, results: StudyResults
+) -> None:
+    like = results.validations[3]
+    again = tuple(replace(like, time_scale=scale, constraints={"slo:chat": value}) for scale, value in tried)
+    (row,) = [
+        r for r in scenarios.decisive(scenarios.info(study(validations=again), RECOMMENDED)) if r.scenario == "holdout"
+    ]
+    assert (row.time_scale, row.holds) == (load, holds)
+
+
+def test_scenarios_hold_every_validation_and_every_failure(results: StudyResults) -> None:
+    lost = ValidationFailure(3, "repeat", "tune", 4.0, "engine_hung", "no token for 30 s")
+    rows = scenarios.info(study(validation_failures=(lost,)), RECOMMENDED)
+    assert [(row.scenario, row.trial, row.role, row.holds) for row in rows] == [
+        ("search", 0, "baseline", False),
+        ("search", 9, "recommended", True),
+        ("search", 3, "other finalist", True),
+        ("holdout", 0, "baseline", False),
+        ("holdout", 9, "recommended", True),
+        ("recorded_rate", 0, "baseline", True),
+        ("recorded_rate", 9, "recommended", True),
+        ("repeat", 3, "other finalist", False),
+    ]
+    assert rows[-1].failure == "engine_hung: no token for 30 s" and rows[-1].goodput is None
+    assert [row.time_scale for row in scenarios.calibration(results)] == [2.0, 4.0]
+
+
+def test_how_sure_says_what_was_proven(results: StudyResults) -> None:
+    rows = assurance.info(results, recommendation(results))
+    assert [(row.answer, row.holds) for row in rows] == [
+        ("> 99 % likely", True), ("2 of 2 times", True), ("0 of 2 classes", False), ("1 doubt", False),
+    ]  # fmt: skip
+    assert assurance.sentence(rows) == (
+        "How sure: > 99 % likely to serve more than the baseline; measured again it held 2 of 2 times; SLOs proven at "
+        "95 % for 0 of 2 classes; 1 doubt about its measurement."
+    )
+    untested = assurance.info(study(validations=()), recommendation(results))
+    assert "not measured again" in assurance.sentence(untested)
+    assert assurance.info(results, recommendation(results, None)) == () and assurance.sentence(()) == ""
+
+
+@given(st.floats(0, 50), st.floats(0.01, 5), st.floats(0, 50), st.floats(0.01, 5))
+def test_probability_of_more_is_that_of_the_difference(a: float, da: float, b: float, db: float) -> None:
+    new, old = Interval(a, a - 1.96 * da, a + 1.96 * da), Interval(b, b - 1.96 * db, b + 1.96 * db)
+    expected = norm.sf(0, loc=a - b, scale=math.hypot(da, db))
+    assert assurance.exceeds(new, old) == pytest.approx(expected, abs=1e-4)
+
+
+def test_latencies_are_those_at_the_recorded_rate_where_both_were_measured_there(results: StudyResults) -> None:
+    rows = latency_distribution.info(results, RECOMMENDED, evidence(results))
+    assert {row.time_scale for row in rows} == {1.0}
+    chat = [row for row in rows if (row.slo_class, row.metric, row.role) == ("chat", "ttft", "recommended")]
+    assert [row.seconds for row in chat] == sorted(row.seconds for row in chat)
+    assert chat[-1].share == pytest.approx(40 / 41), "the request that failed is never answered"
+    assert next(row.share for row in chat if row.seconds >= 0.3) == pytest.approx(20 / 41)
+    assert {row.bound for row in chat} == {0.5}
+    gaps = [row for row in rows if (row.slo_class, row.metric, row.role) == ("documents", "itl", "baseline")]
+    assert gaps[-1].share == 1.0 and {row.bound for row in gaps} == {None}
+    raw = evidence(results)
+    searched = replace(raw, measured=tuple(one for one in raw.measured if one.measurement.purpose in OF_TRIALS))
+    assert {row.time_scale for row in latency_distribution.info(results, RECOMMENDED, searched)} == {4.0}
+
+
+@given(st.lists(st.floats(0, 1e3), max_size=400), st.integers(0, 5))
+def test_a_thinned_curve_lies_on_the_whole_one(values: list[float], lost: int) -> None:
+    points = latency_distribution.thinned(values, len(values) + lost)
+    assert len(points) <= latency_distribution.POINTS + latency_distribution.TAIL_POINTS
+    for share, value in points:
+        assert sum(one <= value for one in values) / (len(values) + lost) >= share - 1e-12
+    assert not values or points[-1] == (len(values) / (len(values) + lost), max(values))
+
+
+def test_recall_grid_counts_what_the_reference_got_right(results: StudyResults) -> None:
+    rows = recall_grid.info(results, RECOMMENDED, evidence(results))
+    assert [(r.role, r.length_low, r.length_high, r.depth_low, r.depth_high) for r in rows[:6]] == [
+        ("baseline", 128, 255, 0.0, 0.1),
+        ("baseline", 128, 255, 0.1, 0.25),
+        ("baseline", 128, 255, 0.9, 1.0),
+        ("baseline", 256, 511, 0.0, 0.1),
+        ("baseline", 256, 511, 0.1, 0.25),
+        ("baseline", 256, 511, 0.9, 1.0),
+    ]
+    assert [(r.probes, r.right, r.kept) for r in rows[:6]] == [(2, 2, 2)] * 5 + [(2, 1, 1)]
+    assert [(r.right, r.kept) for r in rows[6:]] == [(2, 2), (2, 2), (2, 1), (2, 2), (2, 2), (1, 0)]
+
+
+def test_speculation_pays_beyond_its_break_even(results: StudyResults) -> None:
+    rows = speculation_domains.info(results, RECOMMENDED, evidence(results))
+    assert [(row.trial, row.slice, row.pays, row.lossless) for row in rows] == [
+        (9, "code", True, True),
+        (9, "prose", False, True),
+    ]
+    assert rows[0].acceptance is not None and rows[0].acceptance.value == 0.8
+    assert rows[0].break_even == pytest.approx(0.5437, abs=1e-3), "1 + a + a^2 + a^3 = 2"
+
+
+def test_timeline_has_every_measurement_and_failure(results: StudyResults) -> None:
+    rows = timeline.info(results, evidence(results))
+    assert [(row.phase, row.trial, row.state) for row in rows] == [
+        ("calibration", None, "measured"),
+        ("search", 0, "infeasible"),
+        ("search", 2, "failed"),
+        ("search", 7, "failed"),
+        ("search", 12, "failed"),
+        ("search", 15, "failed"),
+        ("search", 9, "feasible"),
+        ("search", 9, "infeasible"),
+        ("recorded_rate", 0, "measured"),
+        ("recorded_rate", 9, "measured"),
+    ]
+    assert (rows[0].start, rows[0].end, rows[-1].end) == (0, 30, 8 * 60 + 30)
+    assert [(one.phase, one.measurements, one.total, one.replay) for one in timeline.spent(rows)] == [
+        ("calibration", 1, 30, 20),
+        ("search", 7, 138, 60),
+        ("recorded_rate", 2, 60, 40),
+    ]
 
 
 def test_quality_rows_hold_the_bound_against_what_is_allowed(results: StudyResults) -> None:
@@ -91,6 +254,26 @@ def test_knob_values_are_ordered_as_a_reader_expects(results: StudyResults) -> N
     chunk = list(dict.fromkeys(row.value for row in rows if row.knob == "prefill_chunk_size"))
     assert chunk == [32, 64, 96, 128, 256, None]
     assert {row.trial for row in rows if row.goodput is None} == {2, 7, 12, 15}
+
+
+def test_effects_of_knobs_come_with_their_uncertainty(results: StudyResults) -> None:
+    found = knob_importances.analyses(results)
+    assert list(found) == ["goodput", "quality", "tail latency"]
+    rows = knob_importances.info(found)
+    assert {row.objective for row in rows if row.second} == set(found)
+    assert all(row.share.low <= row.share.value <= row.share.high <= 1 for row in rows)
+    alone = knob_effects.effects(found["goodput"])
+    chunk = [one.value for one in alone if one.knob == "prefill_chunk_size"]
+    assert chunk == [32, 64, 96, 128, None] and all(one.goodput.low < one.goodput.value for one in alone)
+    few = study(trials=results.trials[:6])
+    assert knob_importances.analyses(few) == {} and knob_effects.effects(None) == ()
+
+
+def test_the_load_counts_as_a_knob_where_it_differs(results: StudyResults) -> None:
+    climbed = tuple(replace(t, time_scale=4.0 if t.number < 8 else 4.6) for t in results.trials)
+    rows = knob_importances.info(knob_importances.analyses(study(trials=climbed)))
+    assert "load" in {row.knob for row in rows}
+    assert "load" not in {row.knob for row in knob_importances.info(knob_importances.analyses(results))}
 
 
 def test_history_counts_feasible_goodput_only(results: StudyResults) -> None:
@@ -121,38 +304,23 @@ def test_trial_table_has_every_trial_and_sorts_by_numbers(results: StudyResults)
 
 
 def test_comparison_shows_both_with_change(results: StudyResults) -> None:
-    rows = {row.metric: row for row in comparison.info(results, RECOMMENDED)}
+    rows = {row.metric: row for row in comparison.info(recommendation(results))}
 
     def told(metric: str) -> tuple[str, str, str]:
         row = rows[metric]
         return (*(shown(value, row.unit) for value in (row.baseline, row.recommended)), shown_change(row.change))
 
     assert told("goodput") == ("3.20 [3.07, 3.30]", "5.60 [5.38, 5.77]", "+75.0 %")
-    assert told("p95 TTFT, chat") == ("1.42 s", "360 ms", "−74.6 %")
-    assert told("SLO attainment, chat") == ("55.0 % [48.7, 61.3]", "97.5 % [95.5, 99.5]", "")
-    assert told("quality")[1:] == ("0.9985 [0.9965, 0.9995]", "")
-
-
-@pytest.mark.parametrize("number", [None, 0], ids=["abstention", "the baseline itself"])
-def test_comparison_without_a_second_configuration_has_one_column(results: StudyResults, number: int | None) -> None:
-    assert {row.recommended for row in comparison.info(results, number)} == {None}
-
-
-def test_a_failed_baseline_leaves_its_column_empty(results: StudyResults) -> None:
-    failed = replace(results.trials[2], number=0)
-    rows = comparison.info(study(trials=(failed, *results.trials[1:])), RECOMMENDED)
-    assert {row.baseline for row in rows} == {None}
-    assert {row.metric for row in rows} >= {"goodput", "quality"}
+    assert told("chat p95 ttft at the recorded rate") == ("1.42 s", "360 ms", "−74.6 %")
+    assert told("quality") == ("–", "0.9985 [0.9965, 0.9995]", "")
 
 
 def test_load_is_told_in_words(results: StudyResults) -> None:
-    assert load_in_words(results).startswith(
-        "Trials replayed the recorded window 4 times faster than recorded, past the knee of the baseline"
+    assert "4 times faster than recorded, the highest load found that the baseline holds" in load_in_words(results)
+    fixed = spec(traffic={"trace": "t", "time_scale": 1.0})
+    assert load_in_words(study(spec=fixed, time_scale=1.0)) == (
+        "Trials replayed the recorded window at its recorded pace, the load that the study file gives."
     )
-    calm = replace(results.trials[0], constraints={"slo:chat": -0.1, "quality:chat": 0.1})
-    words = load_in_words(study(trials=(calm,), time_scale=1.0))
-    assert "at its recorded pace" in words
-    assert "past the knee" not in words
 
 
 def test_doubts_about_what_is_deployed_come_first(results: StudyResults) -> None:
@@ -176,7 +344,8 @@ def test_tail_is_named_as_in_the_study_file() -> None:
         ("rounding up a digit", text.number(0.9996), "1.00"),
         ("rounding up to a thousand", text.number(999.6), "1,000"),
         ("small", text.number(0.0012345), "0.00123"),
-        ("tiny", text.number(1.2345e-7), "1.23e-07"),
+        ("tiny", text.number(1.2345e-7), "1.23e−07"),
+        ("below zero", text.number(-0.5), "−0.500"),
         ("zero", text.number(0), "0"),
         ("not measured", text.number(None), "–"),
         ("endless", text.seconds(float("inf")), "–"),

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hand_made_study import hostile_study, recommendation, study
+import yaml
+from hand_made_study import evidence, hostile_evidence, hostile_study, recommendation, study
 
+from reports.evidence import NOTHING, Evidence
 from reports.page import write_report
 from tuner.recommend import Recommendation, recommend
 from tuner.results import StudyResults
@@ -48,12 +50,12 @@ class Page(HTMLParser):
 
     def figures(self) -> Iterator[dict[str, Any]]:
         for attributes, content in self.scripts:
-            if attributes.get("type") == "application/json":
+            if "data-plot" in attributes:
                 yield json.loads(content)
 
 
-def page(tmp_path: Path, results: StudyResults, chosen: Recommendation) -> Page:
-    write_report(results, chosen, tmp_path / "runs/demo/report.html")
+def page(tmp_path: Path, results: StudyResults, chosen: Recommendation, raw: Evidence = NOTHING) -> Page:
+    write_report(results, chosen, tmp_path / "runs/demo/report.html", raw)
     return Page((tmp_path / "runs/demo/report.html").read_text(encoding="utf-8"))
 
 
@@ -61,25 +63,53 @@ def test_one_file_that_names_no_other(tmp_path: Path, results: StudyResults) -> 
     found = page(tmp_path, results, recommendation(results))
     for tag, attributes in found.tags:
         assert "src" not in attributes and "srcset" not in attributes, tag
-        assert (attributes.get("href") or "data:").startswith("data:"), tag
+        assert (attributes.get("href") or "data:").startswith(("data:", "#")), tag
     assert [bool(a) for a, content in found.scripts if "plotly.js v" in content] == [False], "plotly is inlined once"
 
 
 def test_sections_come_in_the_order_of_a_decision(tmp_path: Path, results: StudyResults) -> None:
-    text = page(tmp_path, results, recommendation(results)).text
-    order = ["Deploy trial 9", "Baseline against recommended", "Goodput against quality", "SLO compliance",
-             "Quality by slice", "Knobs", "Course of the study", "Trials", "What was measured where",
-             "Doubts"]  # fmt: skip
-    places = [text.index(f"{heading}") for heading in order[:1]] + [text.index(f"\n{h}\n") for h in order[1:]]
+    found = page(tmp_path, results, recommendation(results), evidence(results))
+    order = ["Deploy trial 9", "How sure is it", "Baseline against recommended", "Goodput, quality and tail latency",
+             "SLO compliance", "Latency distributions", "Quality by slice", "What each knob does", "Robustness",
+             "Course of the study", "Trials", "What was measured where", "Doubts and advice"]  # fmt: skip
+    places = [found.text.index(order[0])] + [found.text.index(f"\n{heading}\n") for heading in order[1:]]
     assert places == sorted(places)
+    links = [a["href"] for tag, a in found.tags if tag == "a"]
+    assert links == [f"#{a['id']}" for tag, a in found.tags if tag == "section"] and len(links) == 12
 
 
 def test_every_figure_is_valid_json_with_a_text_alternative(tmp_path: Path, results: StudyResults) -> None:
-    found = page(tmp_path, results, recommendation(results))
+    found = page(tmp_path, results, recommendation(results), evidence(results))
     figures = list(found.figures())
     labels = [a["aria-label"] for _, a in found.tags if a.get("role") == "img"]
-    assert len(figures) == len(labels) == 4 + 6
+    places = [a["id"] for _, a in found.tags if a.get("role") == "img"]
+    assert len(figures) == len(labels) == len(set(places))
+    assert {"plot-pareto", "plot-tail", "plot-slo", "plot-latency-3", "plot-quality", "plot-recall-baseline",
+            "plot-speculation", "plot-knob-5", "plot-importance", "plot-scenarios", "plot-history",
+            "plot-timeline"} <= set(places)  # fmt: skip
     assert all(figure["data"] for figure in figures) and all(labels)
+
+
+def test_every_table_sorts_and_has_as_many_cells_as_headings(tmp_path: Path, results: StudyResults) -> None:
+    write_report(results, recommendation(results), tmp_path / "r.html", evidence(results))
+    source = (tmp_path / "r.html").read_text(encoding="utf-8")
+    tables = re.findall(r"<table class=\"sortable.*?</table>", source, flags=re.DOTALL)
+    assert len(tables) > 12
+    for table in tables:
+        head, body = table.split("<tbody>")
+        widths = {row.count("data-key=") for row in body.split("<tr")[1:]}
+        assert widths == {head.count("<th ")}, table[:300]
+
+
+def test_the_recommended_configuration_can_be_copied_as_it_is(tmp_path: Path, results: StudyResults) -> None:
+    found = page(tmp_path, results, recommendation(results))
+    (cards,) = [json.loads(content) for a, content in found.scripts if a.get("id") == "trial-cards"]
+    assert [card["trial"] for card in cards] == list(range(16))
+    assert [card["role"] for card in cards if card["role"]] == ["baseline", "recommended"]
+    values = yaml.safe_load(cards[9]["yaml"])
+    assert values == {"model": "/studies/mini", **results.trials[9].knobs}
+    assert cards[9]["at"] == {"goodput": 5.6, "quality": 0.9985, "tail_latency": 0.36} and cards[2]["at"] == {}
+    assert cards[9]["yaml"] in found.text
 
 
 def test_policy_allows_the_two_scripts_and_no_others(tmp_path: Path, results: StudyResults) -> None:
@@ -134,14 +164,24 @@ def test_the_tuners_own_recommendation_is_shown(tmp_path: Path, results: StudyRe
 
 def test_hostile_strings_stay_text(tmp_path: Path) -> None:
     hostile, payloads = hostile_study()
-    found = page(tmp_path, hostile, recommendation(hostile))
+    assert len(payloads) > 200
+    found = page(tmp_path, hostile, recommendation(hostile), hostile_evidence(hostile))
     known = {"html", "head", "meta", "title", "link", "style", "body", "main", "header", "p", "strong", "h1", "h2",
              "ul", "li", "dl", "dt", "dd", "div", "section", "table", "thead", "tbody", "tr", "th", "td", "small",
-             "figure", "figcaption", "script", "code", "button", "span"}  # fmt: skip
+             "figure", "figcaption", "script", "code", "button", "nav", "ol", "a", "pre"}  # fmt: skip
     assert {tag for tag, _ in found.tags} <= known
     assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
     assert len([1 for attributes, _ in found.scripts if not attributes]) == 2
+    assert all((a.get("href") or "").startswith("#") for tag, a in found.tags if tag == "a")
     for payload in payloads:
         assert payload in found.text, payload
     for figure in found.figures():
-        assert not re.search(r"<(?!/?b>|br>)", json.dumps(figure)), "Plotly would read this as a tag"
+        words = json.dumps(figure).replace("<extra></extra>", "")  # of our own hover templates
+        assert not re.search(r"<(?!/?b>|br>)", words), "Plotly would read this as a tag"
+
+
+def test_a_thousand_trials_weigh_at_most_8_mb(tmp_path: Path) -> None:
+    few = study()
+    trials = tuple(replace(few.trials[i % 16], number=i) if i else few.trials[0] for i in range(1000))
+    write_report(replace(few, trials=trials), recommendation(few), tmp_path / "report.html", evidence(few))
+    assert (tmp_path / "report.html").stat().st_size <= 8e6

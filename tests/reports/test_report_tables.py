@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hand_made_study import recommendation, study
+from hand_made_study import evidence, recommendation, study
 
+from reports.evidence import NOTHING
 from reports.tables import tables, write_tables
 from tests.fakes import cases
 from tuner.recommend import recommend
@@ -16,7 +17,7 @@ from tuner.results import StudyResults
 
 
 def test_one_row_a_trial_with_intervals_and_knobs_in_columns(results: StudyResults, tmp_path: Path) -> None:
-    paths = write_tables(tables(results, recommendation(results)), tmp_path / "csv")
+    paths = write_tables(tables(results, recommendation(results), evidence(results)), tmp_path / "csv")
     read = {path.stem: pd.read_csv(path) for path in paths}
     trials = read["trials"].set_index("trial")
     assert list(trials.index) == list(range(16))
@@ -25,13 +26,16 @@ def test_one_row_a_trial_with_intervals_and_knobs_in_columns(results: StudyResul
     assert pd.isna(trials.loc[2, "goodput"]) and trials.loc[2, "reason"] == "out_of_memory"
     assert (trials["state"] == "feasible").sum() == 6
     slo = read["slo_compliance"]
-    assert len(slo) == slo.groupby(["slo_class", "condition", "role"]).ngroups == 12
+    assert len(slo) == slo.groupby(["group", "name", "condition", "role"]).ngroups == 24
     assert read["doubts"].loc[0, "trials"] == "0 9"
+    effects = read["knob_effects"]
+    assert (effects["goodput_low"] < effects["goodput_high"]).all() and effects["knob"].nunique() == 6
+    assert all(len(table) for table in read.values()), "a table without a row"
 
 
 def test_a_study_of_which_nothing_was_measured_has_tables_with_headings(tmp_path: Path) -> None:
     failed = study(trials=(replace(study().trials[2], number=0),), validations=())
-    for path in write_tables(tables(failed, recommend(failed)), tmp_path):
+    for path in write_tables(tables(failed, recommend(failed), NOTHING), tmp_path):
         assert len(pd.read_csv(path).columns) > 1, path
 
 
@@ -48,7 +52,7 @@ FORMULAS = [
 @pytest.mark.parametrize(("name", "expected"), cases(FORMULAS))
 def test_names_are_no_formulas(name: str, expected: str, results: StudyResults, tmp_path: Path) -> None:
     trials = tuple(replace(t, reason=name, knobs={name: -1}) for t in results.trials)
-    write_tables(tables(study(trials=trials), recommendation(results)), tmp_path)
+    write_tables(tables(study(trials=trials), recommendation(results), NOTHING), tmp_path)
     read = pd.read_csv(tmp_path / "trials.csv")
     assert set(read["reason"]) == {expected}
     assert set(read[f"knobs.{name}"]) == {-1}, "numbers stay numbers"

@@ -113,6 +113,7 @@ def browser() -> Iterator[Browser]:
 def test_page_draws_and_hostile_names_run_nothing(browser: Browser, tmp_path: Path) -> None:
     path = written(tmp_path, lines(300, tenant=HOSTILE, slo_class=HOSTILE))
     visit = Visit(browser, path)
+    visit.scrolled_through()
     assert visit.complaints == [] and visit.requests == [path.as_uri()]
     assert visit.page.evaluate("window.pwned") is None
     plots = visit.page.query_selector_all(".plot")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from reports.evidence import Evidence
     from tuner.recommend import Recommendation
     from tuner.results import StudyResults
     from tuner.spec import StudySpec
@@ -154,7 +155,8 @@ def _finish(directory: Path) -> None:
     from tuner.deliver import deliver
 
     results, found = _open(directory)
-    print_recommendation(found, deliver(results, found, directory), _retune(results, found))
+    files = deliver(results, found, directory, _evidence(directory))
+    print_recommendation(found, files, _retune(results, found))
 
 
 def _open(directory: Path, study: Path | None = None) -> tuple[StudyResults, Recommendation]:
@@ -179,6 +181,15 @@ def _retune(results: StudyResults, found: Recommendation) -> tuple[str, ...]:
 
     when = retune_when(results, found)
     return () if when is None else conditions(when)
+
+
+def _evidence(run: Path) -> Evidence:
+    """The raw records behind the figures of a run's report."""
+    from reports.evidence import load_evidence
+    from tuner.store import Store
+
+    with Store(database_of(run), create=False) as store:
+        return load_evidence(store, store.study_names()[0])
 
 
 def database_of(run: Path) -> Path:
@@ -224,13 +235,13 @@ def report(
     from reports.page import write_report
 
     path = out or (run.parent if run.suffix == ".db" else run) / "report.html"
-    results, found = _open(run, study)
-    write_report(results, found, path)
+    (results, found), evidence = _open(run, study), _evidence(run)
+    write_report(results, found, path, evidence)
     typer.echo(f"wrote {path}")
     if csv is not None:
         from reports.tables import tables, write_tables
 
-        for table in write_tables(tables(results, found), csv):
+        for table in write_tables(tables(results, found, evidence), csv):
             typer.echo(f"wrote {table}")
 
 

@@ -31,6 +31,7 @@ def whatif(
 
     Example: tune whatif runs/demo --slo tighter.yaml
     """
+    from reports.evidence import load_evidence
     from reports.page import write_report
     from tuner.store import Store
     from tuner.whatif import as_dict
@@ -42,8 +43,9 @@ def whatif(
         if not names:
             raise ValueError(f"{path}: holds no study")
         found = ask(store, names[0], slo)
+        evidence = load_evidence(store, names[0])
     if report is not None:
-        write_report(found.results, found.after, report)
+        write_report(found.results, found.after, report, evidence)
     if as_json:
         typer.echo(json.dumps(as_dict(found), indent=2))
     else:

@@ -1,0 +1,115 @@
+"""How sure the recommendation is, question by question, from the stored results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from reports import doubts, scenarios
+from reports.text import interval, number, percent, plain
+from tuner.recommend import Proven, Recommendation, proven
+from tuner.results import StudyResults, TrialResult
+from tuner.scoring.metrics import Interval
+
+SPREAD = 2 * NormalDist().inv_cdf(0.975)
+"""Standard errors between the ends of a 95 % interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One question. answer: a few words. holds: whether it speaks for the recommendation."""
+
+    question: str
+    answer: str
+    holds: bool
+    detail: str
+
+
+def info(results: StudyResults, recommendation: Recommendation) -> tuple[Row, ...]:
+    """Rows in the order of the questions; none without a recommended trial."""
+    if recommendation.trial is None:
+        return ()
+    return tuple(_rows(results, recommendation.trial))
+
+
+def _rows(results: StudyResults, chosen: TrialResult) -> Iterator[Row]:
+    assert chosen.traffic is not None
+    baseline = results.baseline
+    if chosen.number != baseline.number and baseline.traffic is not None:
+        yield _more(proven(results, chosen), proven(results, baseline))
+    yield _again(results, chosen)
+    yield _proven(chosen)
+    found = [row for row in doubts.info(results, chosen.number) if chosen.number in row.trials]
+    detail = ", ".join(row.doubt for row in found) or "no check of its measurement raised one"
+    yield Row("Is its measurement above doubt?", _count(len(found)) if found else "yes", not found, detail)
+
+
+def _count(doubts: int) -> str:
+    return "1 doubt" if doubts == 1 else f"{doubts} doubts"
+
+
+def _more(new: Proven, old: Proven) -> Row:
+    sure = exceeds(new.goodput, old.goodput)
+    figures = (f"{interval(one.goodput)} requests/s at {plain(one.time_scale)}x" for one in (new, old))
+    detail = f"{' against '.join(figures)}; intervals taken as normal and independent"
+    return Row("Does it serve more than the baseline?", f"{percent_sure(sure)} likely", sure >= 0.95, detail)
+
+
+def exceeds(new: Interval, old: Interval) -> float:
+    """Probability that the value behind `new` is the larger one, of normal and independent estimates."""
+    error = ((new.high - new.low) ** 2 + (old.high - old.low) ** 2) ** 0.5 / SPREAD
+    difference = new.value - old.value
+    return NormalDist(sigma=error).cdf(difference) if error else 0.5 + 0.5 * ((difference > 0) - (difference < 0))
+
+
+def percent_sure(probability: float) -> str:
+    """Whole per cent, never 0 or 100: nothing measured is certain."""
+    if probability > 0.995:
+        return "> 99 %"
+    return "< 1 %" if probability < 0.005 else f"{probability * 100:.0f} %"
+
+
+def _again(results: StudyResults, chosen: TrialResult) -> Row:
+    rows = [row for row in scenarios.info(results, chosen.number) if row.trial == chosen.number]
+    tested = scenarios.decisive(row for row in rows if row.scenario != scenarios.SEARCHED)
+    question = "Does it hold when measured again?"
+    if not tested:
+        return Row(question, "not tried", False, "it was not measured again after the search")
+    held = [row for row in tested if row.holds]
+    detail = "; ".join(f"{scenarios.name(row.scenario)}: {_kept(row)}" for row in tested)
+    return Row(question, f"{len(held)} of {len(tested)} times", len(held) == len(tested), detail)
+
+
+def _kept(row: scenarios.Row) -> str:
+    told = "held" if row.holds else f"failed ({row.failure})" if row.failure else f"missed {', '.join(row.missed)}"
+    return f"{told} at {plain(row.time_scale)}x"
+
+
+def _proven(chosen: TrialResult) -> Row:
+    assert chosen.traffic is not None
+    classes = chosen.traffic.classes.values()
+    proven = [one for one in classes if one.lower >= one.target]
+    detail = "; ".join(
+        f"{one.name}: at least {percent(one.lower)} good, {percent(one.target)} promised, "
+        f"{number(one.effective)} independent requests"
+        for one in classes
+    )
+    answer = f"{len(proven)} of {len(classes)} classes"
+    return Row("Is each SLO proven for traffic of this kind (95 %)?", answer, len(proven) == len(classes), detail)
+
+
+def sentence(rows: Sequence[Row]) -> str:
+    """The answers in one sentence; "" where there are none."""
+    words = {
+        "Does it serve": "{} to serve more than the baseline",
+        "Does it hold": "measured again it held {}",
+        "Is each SLO": "SLOs proven at 95 % for {}",
+        "Is its measurement": "{} about its measurement",
+    }
+    told = []
+    for row in rows:
+        form = next(form for start, form in words.items() if row.question.startswith(start))
+        answer = "no doubt" if row.answer == "yes" else row.answer
+        told.append(form.format(answer) if row.answer != "not tried" else "not measured again")
+    return f"How sure: {'; '.join(told)}." if told else ""

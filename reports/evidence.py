@@ -1,0 +1,44 @@
+"""What the store keeps raw of a study, for the figures that the scored results are too short for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tuner.results import TrialResult
+from tuner.scoring.probes import ProbeRecord
+from tuner.store import Store
+from tuner.stored import Failure, StoredMeasurement
+
+OF_TRIALS = ("baseline", "trial")
+"""Purposes of the measurements that are a trial."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """measured: in the order in which they were made. reference: the reference's answers to the probes."""
+
+    measured: tuple[StoredMeasurement, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    reference: tuple[ProbeRecord, ...] = ()
+
+    def of_trial(self, trial: TrialResult) -> StoredMeasurement | None:
+        """The measurement that the trial's figures come from; None for a trial without figures."""
+        if trial.traffic is None:
+            return None
+        found = [one for one in self.measured if one.trial == trial.number and one.measurement.purpose in OF_TRIALS]
+        same = [one for one in found if one.measurement.time_scale == trial.time_scale]
+        return next(reversed(same or found), None)
+
+    def again(self, trial: int, purpose: str) -> StoredMeasurement | None:
+        """The latest other measurement of the trial's configuration for this purpose."""
+        found = [one for one in self.measured if one.trial == trial and one.measurement.purpose == purpose]
+        return found[-1] if found else None
+
+
+NOTHING = Evidence()
+
+
+def load_evidence(store: Store, study: str) -> Evidence:
+    """Raises ValueError for an unknown study."""
+    key = str(store.study_info(study).provenance.get("reference_key", ""))
+    return Evidence(store.measurements(study), store.failures(study), store.reference(key) or ())

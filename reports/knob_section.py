@@ -1,0 +1,80 @@
+"""The section about the knobs: what each does, alone and with another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from reports import knob_effects, knob_importances
+from reports.parts import Cell, Figure, Panels, Paragraph, Section, Table, word
+from reports.text import NONE, percent, whole_percent
+from tuner.anova import Anova
+from tuner.scoring.metrics import Interval
+
+MOST_PAIRS = 6
+"""Interactions listed; the CSV table has all."""
+WORTH_A_PICTURE = 0.02
+"""Share from which on the strongest interaction is drawn."""
+
+
+def knobs(rows: Sequence[knob_effects.Row], found: Mapping[str, Anova]) -> Section:
+    """Effects on goodput, then importances and interactions."""
+    goodput = found.get(knob_importances.GOODPUT)
+    panels = tuple(
+        Figure(f"knob-{place}", figure, f"Goodput of the trials by the value of {knob}, and its effect by itself")
+        for place, (knob, figure) in enumerate(knob_effects.plot(rows, knob_effects.effects(goodput)).items())
+    )
+    about = Paragraph(
+        "Markers: trials; a circle is feasible, a cross infeasible, a triangle failed (drawn at the bottom). The other "
+        "knobs vary among them. Green bars: goodput by the value of this knob alone, the others averaged, with 95 % "
+        "intervals, of a Gaussian-process analysis of variance in which the load counts as one more knob.",
+        note=True,
+    )
+    return Section("knobs", "What each knob does", (Panels(panels), about, *_importances(found)))
+
+
+def _importances(found: Mapping[str, Anova]) -> Iterator[Figure | Paragraph | Table]:
+    rows = knob_importances.info(found)
+    if not rows:
+        yield Paragraph("Too few trials, or too little difference between them, for an analysis of variance.")
+        return
+    yield Figure(
+        "importance", knob_importances.plot(rows),
+        "Importance of each knob for goodput, quality and tail latency with 95 % intervals; the table below holds the "
+        "same values.",
+        f"Share of the explained variance that each knob has alone. {_trust(found)}",
+    )  # fmt: skip
+    shares = {(row.objective, row.knob, row.second): row.share for row in rows}
+    objectives = tuple(found)
+    alone = dict.fromkeys((row.knob, "") for row in rows if not row.second)
+    yield Table(("knob", *objectives), tuple(("", _shares(pair, objectives, shares)) for pair in alone))
+    together = sorted((row for row in rows if row.second), key=lambda row: -row.share.value)
+    pairs = list(dict.fromkeys((row.knob, row.second) for row in together))[:MOST_PAIRS]
+    if pairs:
+        yield Table(("knobs together", *objectives), tuple(("", _shares(pair, objectives, shares)) for pair in pairs))
+    yield from _strongest(found.get(knob_importances.GOODPUT))
+
+
+def _trust(found: Mapping[str, Anova]) -> str:
+    told = ", ".join(f"{name} {percent(max(one.predicted, 0.0))}" for name, one in found.items())
+    weak = " and ".join(name for name, one in found.items() if one.predicted < knob_importances.TOLD)
+    sentence = f"Of the variance of trials that it has not seen, the analysis predicts: {told}."
+    return f"{sentence} That is too little to trust it on {weak}." if weak else sentence
+
+
+def _shares(
+    knobs: tuple[str, str], objectives: Sequence[str], shares: Mapping[tuple[str, str, str], Interval]
+) -> tuple[Cell, ...]:
+    found = [shares.get((objective, *knobs)) for objective in objectives]
+    cells = (Cell(NONE, "") if share is None else Cell(whole_percent(share), share.value) for share in found)
+    return word(" and ".join(filter(None, knobs))), *cells
+
+
+def _strongest(goodput: Anova | None) -> Iterator[Figure]:
+    if goodput is None or not goodput.interactions or goodput.interactions[0].share < WORTH_A_PICTURE:
+        return
+    pair = goodput.interactions[0]
+    first, second = pair.knobs
+    yield Figure(
+        "pair", knob_importances.plot_pair(goodput, pair), f"Heat map of goodput by {first} and {second}",
+        f"The strongest interaction: goodput (requests/s) by {first} and {second}, the others averaged.",
+    )  # fmt: skip

@@ -1,0 +1,164 @@
+"""The sections of a study's report, in the order of a decision: figures and tables with what to know to read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from reports import (
+    assurance,
+    comparison,
+    doubts,
+    latency_distribution,
+    pareto_front,
+    slo_compliance,
+    trial_table,
+)
+from reports.parts import Cell, Compared, Figure, Panels, Paragraph, Section, Table, value, verdict, word
+from reports.text import NONE, knob_value, percent, percent_interval, plain, seconds
+from tuner.results import TrialResult
+
+MOST_CLASSES, MOST_TENANTS = 6, 12
+"""Classes that are drawn, tenants that are listed: those closest to their bounds. The CSV tables have all."""
+
+
+def assured(rows: Sequence[assurance.Row]) -> Section:
+    """How sure the recommendation is."""
+    cells = [
+        ("", (word(row.question), Cell(row.answer, row.answer, "yes" if row.holds else "no"), word(row.detail, "text")))
+        for row in rows
+    ]
+    return Section("sure", "How sure is it", (Table(("question", "answer", "in figures"), tuple(cells), 3),))
+
+
+def compared(rows: Sequence[comparison.Row], baseline: TrialResult, chosen: TrialResult | None, load: str) -> Section:
+    """Baseline against recommended: what is measured, then what is set."""
+    figures = [
+        ("", (word(_metric(row)), value(comparison.shown(row.baseline, row.unit), comparison.point(row.baseline)),
+              value(comparison.shown(row.recommended, row.unit), comparison.point(row.recommended)),
+              value(comparison.shown_change(row.change), row.change)))
+        for row in rows
+    ]  # fmt: skip
+    parts: list[Paragraph | Table] = [
+        Table(("metric", "baseline", "recommended", "change"), tuple(figures)),
+        Paragraph(f"Brackets are 95 % intervals; latencies are those of answered requests. {load}", note=True),
+    ]
+    if chosen is None:
+        parts.append(Paragraph("There is no recommended configuration.", note=True))
+    elif chosen is baseline:
+        parts.append(Paragraph("The recommended configuration is the baseline.", note=True))
+    else:
+        parts.append(Table(("knob", "baseline", "recommended"), tuple(_settings(baseline, chosen))))
+    return Section("compared", "Baseline against recommended", tuple(parts))
+
+
+def _metric(row: comparison.Row) -> str:
+    return row.metric if row.unit == "s" else f"{row.metric} ({row.unit})"
+
+
+def _settings(baseline: TrialResult, chosen: TrialResult) -> Iterator[tuple[str, tuple[Cell, ...]]]:
+    for name in dict.fromkeys([*baseline.knobs, *chosen.knobs]):
+        old, new = (knob_value(name, one.knobs[name]) if name in one.knobs else NONE for one in (baseline, chosen))
+        yield "", (word(name), word(old), word(new, "" if old == new else "changed"))
+
+
+def front(rows: Sequence[pareto_front.Row], tail_name: str, feasible: int) -> Section:
+    """Goodput against quality and tail, and two trials side by side."""
+    plots = pareto_front.plot(rows, tail_name)
+    label = f"of {len(rows)} measured trials, {feasible} of them feasible. The trial table lists the same values."
+    quality = Figure(
+        "pareto", plots[pareto_front.QUALITY], f"Scatter plot of goodput against quality {label}",
+        "Each marker is a measured trial; up and to the right is better. "
+        f"{sum(row.on_front for row in rows)} trials are on the front of all three objectives.",
+    )  # fmt: skip
+    tail = Figure(
+        "tail", plots[pareto_front.TAIL], f"Scatter plot of goodput against {tail_name} {label}",
+        "The same trials; down and to the right is better. Trials whose goodput or quality was not measured are in "
+        "neither picture. A click on a marker, or on a number in the table of trials, selects a trial.",
+    )  # fmt: skip
+    return Section("front", "Goodput, quality and tail latency", (quality, tail, Compared()))
+
+
+def compliance(rows: Sequence[slo_compliance.Row]) -> Section:
+    """SLO compliance by class and by tenant."""
+    classes = [row for row in rows if row.group == slo_compliance.CLASS]
+    drawn = slo_compliance.worst(classes, MOST_CLASSES)
+    figure = Figure(
+        "slo", slo_compliance.plot(drawn),
+        "Bar chart of SLO attainment by class and condition; the table below holds the same values.",
+        "Share of offered requests that met every bound of their SLO, with 95 % Clopper-Pearson intervals on the "
+        "effective sample size; the dashed line is the target. Refused, failed and unfinished requests are misses. Of "
+        "several loads, the highest that held, or else the lowest that was tried.",
+    )  # fmt: skip
+    tenants = [row for row in rows if row.group == slo_compliance.TENANT]
+    names = {row.name for row in tenants}
+    parts: list[Figure | Paragraph | Table] = [figure, _compliance("class", classes)]
+    if len(names) > 1 and not slo_compliance.same(classes, tenants):
+        parts.append(_compliance("tenant", slo_compliance.worst(tenants, MOST_TENANTS)))
+    if len(names) > MOST_TENANTS:
+        parts.append(Paragraph(f"The {MOST_TENANTS} tenants of {len(names)} with the least headroom.", note=True))
+    about = (
+        "Headroom: how much of its bounds is left by the request that decides (of the share that must be good, the "
+        "slowest); negative where the SLO is missed. Load: times the recorded rate. At least: one-sided 95 % bound of "
+        "the attainment."
+    )
+    return Section("slo", "SLO compliance", (*parts, Paragraph(about, note=True)))
+
+
+def _compliance(what: str, rows: Sequence[slo_compliance.Row]) -> Table:
+    columns = (what, "condition", "configuration", "load", "attainment", "at least", "target", "headroom", "holds",
+               "good",
+               "p95 TTFT", "p95 TPOT")  # fmt: skip
+    return Table(columns, tuple((row.role, _complied(row)) for row in rows), words=3)
+
+
+def _complied(row: slo_compliance.Row) -> tuple[Cell, ...]:
+    return (
+        word(row.name), word(row.condition), word(row.role), Cell(f"{plain(row.time_scale)}x", row.time_scale),
+        value(percent_interval(row.attainment), row.attainment.value), value(percent(row.lower), row.lower),
+        value(percent(row.target), row.target), value(percent(row.headroom), row.headroom), verdict(row.holds),
+        Cell(f"{row.good} / {row.offered}", row.good), value(seconds(row.p95_ttft), row.p95_ttft),
+        value(seconds(row.p95_tpot), row.p95_tpot),
+    )  # fmt: skip
+
+
+def latencies(rows: Sequence[latency_distribution.Row]) -> Section:
+    """Distributions of TTFT and ITL."""
+    plots = latency_distribution.plot(rows)
+    panels = tuple(
+        Figure(
+            f"latency-{place}", figure,
+            f"Distribution function of {metric.upper()} of class {name}, baseline and recommended; the tables of SLO "
+            "compliance hold the 95th percentiles.",
+        )
+        for place, ((name, metric), figure) in enumerate(plots.items())
+    )  # fmt: skip
+    about = (
+        "Per cent of the offered requests (TTFT, from the scheduled arrival) or of the gaps between tokens (ITL) that "
+        "take at most so long. Left is better. A TTFT curve ends below 100 % where requests were "
+        "refused, failed or never answered. Dotted: the SLO's bound."
+    )
+    return Section("latency", "Latency distributions", (Panels(panels), Paragraph(about, note=True)))
+
+
+def trials(rows: Sequence[trial_table.Row], tail_name: str) -> Section:
+    """Every trial."""
+    about = (
+        "Beside the tightest constraint, its slack, negative where it is missed (SLOs: natural logarithm of bound over "
+        f"latency). Tail latency: {tail_name}, over all offered requests. A heading sorts by its column; a trial's "
+        "number selects it."
+    )
+    return Section("trials", "Trials", (trial_table.table(rows), Paragraph(about, note=True)))
+
+
+def doubted(rows: Sequence[doubts.Row]) -> Section:
+    """Doubts and what to do about them."""
+    if not rows:
+        return Section("doubts", "Doubts and advice", (Paragraph("No check of the measurements raised a doubt."),))
+    cells = [
+        ("", (word(row.doubt), word(row.advice, "text"), Cell(str(len(row.trials)), len(row.trials)),
+              word(", ".join(map(str, row.trials)), "text")))
+        for row in rows
+    ]  # fmt: skip
+    about = "Doubts about the baseline or the recommended configuration come first."
+    table = Table(("doubt", "what it means and what helps", "trials", "numbers"), tuple(cells), words=2)
+    return Section("doubts", "Doubts and advice", (table, Paragraph(about, note=True)))

@@ -1,0 +1,70 @@
+"""What the page's script knows of each trial: to select two, put them side by side and copy their configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from reports.style import BASELINE, RECOMMENDED
+from reports.text import NONE, interval, knob_value, number, percent, percent_interval, plain, seconds
+from tuner.results import StudyResults, TrialResult
+from tuner.scoring.metrics import Interval
+
+
+def info(results: StudyResults, recommended: int | None, tail_name: str) -> list[dict[str, Any]]:
+    """A card a trial: number, role, state, at (objectives by name, for the figures), figures and knobs (name and text,
+    in order), yaml (what `python -m engine --config` takes)."""
+    return [_card(trial, results, recommended, tail_name) for trial in results.trials]
+
+
+def _card(trial: TrialResult, results: StudyResults, recommended: int | None, tail_name: str) -> dict[str, Any]:
+    role = BASELINE if trial is results.baseline else ""
+    objectives = dict(zip(("goodput", "quality", "tail_latency"), trial.objectives or (), strict=False))
+    return {
+        "trial": trial.number,
+        "role": RECOMMENDED if trial.number == recommended else role,
+        "state": trial.state + (", on the front" if trial.on_front else ""),
+        "at": objectives if trial.quality is not None else {},
+        "figures": list(_figures(trial, tail_name)),
+        "knobs": [(name, knob_value(name, value)) for name, value in trial.knobs.items()],
+        "yaml": configuration(trial, results),
+    }
+
+
+def _figures(trial: TrialResult, tail_name: str) -> Iterator[tuple[str, str]]:
+    if trial.time_scale is not None:
+        above = "" if trial.missed_scale is None else f", misses at {plain(trial.missed_scale)}x"
+        yield "load (x recorded)", f"{plain(trial.time_scale)}x{above}"
+    if trial.traffic is not None:
+        yield "goodput (requests/s)", interval(trial.traffic.goodput)
+    if trial.quality is not None:
+        shown = Interval(trial.quality.value, trial.quality.low, trial.quality.high)
+        yield "quality (1 = reference)", interval(shown, digits=4)
+    if trial.objectives is not None:
+        yield f"{tail_name}, of the offered", seconds(trial.objectives[2])
+    for name, one in trial.traffic.classes.items() if trial.traffic is not None else ():
+        yield f"SLO attainment, {name}", f"{percent_interval(one.attainment)} of {percent(one.target)}"
+    if trial.constraints:
+        missed = [name for name, value in trial.constraints.items() if value > 0]
+        yield "missed", ", ".join(missed) or "nothing"
+    if trial.reason:
+        yield "ended", ": ".join(part for part in (trial.reason, trial.detail) if part)
+    spent = sum(trial.seconds.values())
+    yield "time", f"{number(spent)} s" if spent else NONE
+
+
+def configuration(trial: TrialResult, results: StudyResults) -> str:
+    """The trial's configuration as YAML, under a comment that says where it is from; what it leaves out is the
+    engine's default."""
+    spec = results.spec
+    values: dict[str, Any] = {"model": str(spec.model)}
+    values |= {} if spec.draft_model is None else {"draft_model": str(spec.draft_model)}
+    values |= {**spec.engine.settings, **trial.knobs}
+    return f"# study {spec.name}, trial {trial.number}, {trial.state}\n{_dumped(values)}"
+
+
+def _dumped(values: Mapping[str, Any]) -> str:
+    dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return str(yaml.dump(dict(values), Dumper=dumper, sort_keys=False, allow_unicode=False))

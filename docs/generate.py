@@ -1,4 +1,6 @@
-"""Writes engine-config.md from EngineConfig and study-file.md from StudySpec: python docs/generate.py.
+"""Writes engine-config.md from EngineConfig, study-file.md from StudySpec and cli.md from the commands' help.
+
+    python docs/generate.py
 
 Tests hold pages and code together.
 """
@@ -11,12 +13,31 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from typer.main import get_command
 
 from engine.config import Knob, knobs
+from tuner.cli.__main__ import app
+from tuner.cli.errors import EXIT_STATUSES
 from tuner.spec import StudySpec
 
 PAGE = Path(__file__).with_name("engine-config.md")
 STUDY_PAGE = Path(__file__).with_name("study-file.md")
+CLI_PAGE = Path(__file__).with_name("cli.md")
+CLI_HEAD = """# Commands
+
+Generated from the commands' help by `python docs/generate.py`; `tune COMMAND --help` tells the options. `--json` prints
+JSON where a script may want it. Output is plain where it is not a terminal, and with `NO_COLOR`.
+`tune --install-completion` completes commands and options in your shell.
+
+| command | what it does | example |
+|---|---|---|
+"""
+EXIT_HEAD = """
+## Exit statuses
+
+| status | meaning |
+|---|---|
+"""
 STUDY_HEAD = """# The study file
 
 Generated from `tuner/spec.py` by `python docs/generate.py`. YAML; relative paths are taken from the file's own
@@ -77,6 +98,34 @@ def _section(prefix: str, section: type[BaseModel], done: set[type[BaseModel]]) 
             yield from _section(path, inner, done)
 
 
+def render_cli() -> str:
+    """The page of the commands."""
+    rows = [_command(name, command) for name, command in commands("tune", get_command(app))]
+    return CLI_HEAD + "".join(rows) + EXIT_HEAD + "".join(f"| {n} | {text} |\n" for n, text in EXIT_STATUSES.items())
+
+
+def commands(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+    """Every command below this one, by what is typed to call it."""
+    if not hasattr(command, "commands"):
+        yield name, command
+        return
+    for word, inner in command.commands.items():
+        yield from commands(f"{name} {word}", inner)
+
+
+def example(command: Any) -> str:
+    """The command line that a command's help gives. Raises ValueError for one that gives none."""
+    about, _, line = (command.help or "").partition("Example: ")
+    if not line:
+        raise ValueError(f"{command.name}: its help has no example")
+    return " ".join(line.split("\n\n")[0].split())
+
+
+def _command(name: str, command: Any) -> str:
+    about = " ".join(command.help.partition("Example: ")[0].split())
+    return f"| `{name}` | {about} | `{example(command)}` |\n"
+
+
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     """The section that a field holds, by itself or as the values of a mapping."""
     candidates = [annotation, *get_args(annotation)]
@@ -91,3 +140,4 @@ def _shown(field: FieldInfo) -> str:
 if __name__ == "__main__":
     PAGE.write_text(render(), encoding="utf-8")
     STUDY_PAGE.write_text(render_study(), encoding="utf-8")
+    CLI_PAGE.write_text(render_cli(), encoding="utf-8")

@@ -1,7 +1,6 @@
 """The command line: parse, call, print. Imports wait until a command runs, so that --help answers at once.
 
-Exit status: 0 done; 2 the user's mistake, one line on standard error; 3 nothing to recommend or export;
-4 the engine failed; 130 interrupted.
+Exit statuses: EXIT_STATUSES in errors.py; docs/cli.md is generated from the commands' help.
 """
 
 from __future__ import annotations

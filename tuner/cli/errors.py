@@ -7,6 +7,18 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+REFUSED, MISTAKE, NOTHING_FEASIBLE, ENGINE_FAILED, INTERRUPTED = 1, 2, 3, 4, 130
+EXIT_STATUSES = {
+    0: "Done. `tune run` ends with it too when nothing is feasible: it wrote the report that says so.",
+    REFUSED: "The answer is no: `tune verify`, the recommendation does not hold; `tune doctor`, a study cannot run "
+    "here; or you declined what was asked.",
+    MISTAKE: "Your input needs a change; one line on standard error says which.",
+    NOTHING_FEASIBLE: "Nothing can be deployed: `tune recommend`, `export`, `whatif`, `verify`.",
+    ENGINE_FAILED: "The engine failed, or could not be measured soundly, through no fault of a trial's configuration.",
+    INTERRUPTED: "Ctrl-C or SIGTERM. What was measured is kept; the last line says how to go on.",
+}
+"""What each exit status of `tune` means."""
+
 
 class ErrorGroup(TyperGroup):
     """Turns the errors that users can act on into one line and an exit status."""
@@ -17,13 +29,13 @@ class ErrorGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except ValueError as error:
-            _fail(str(error), 2)
+            _fail(str(error), MISTAKE)
         except ServingError as error:
-            _fail(f"{error.reason}: {error}", 4)
+            _fail(f"{error.reason}: {error}", ENGINE_FAILED)
         except OSError as error:
-            _fail(f"{error.filename or ''}: {error.strerror}", 2)
+            _fail(f"{error.filename or ''}: {error.strerror}", MISTAKE)
         except KeyboardInterrupt:
-            raise typer.Exit(130) from None
+            raise typer.Exit(INTERRUPTED) from None
 
 
 def _fail(message: str, status: int) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tuner.cli.errors import REFUSED
+
 if TYPE_CHECKING:
     from search_spaces.space import SearchSpace
 
@@ -37,7 +39,7 @@ def doctor(
             advice = f"; {check.advice}" if check.advice else ""
             typer.echo(f"{SIGNS[check.verdict]:<5} {check.name}: {check.found}{advice}")
     if any(check.verdict == "failure" for check in found):
-        raise typer.Exit(1)
+        raise typer.Exit(REFUSED)
 
 
 @space_app.command()

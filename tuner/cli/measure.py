@@ -37,7 +37,10 @@ def replay(
     drain_timeout: DrainOption = 10.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Replay a trace at its recorded times and print what was good, how fast, and the client's own lag."""
+    """Replay a trace at its recorded times and print what was good, how fast, and the client's own lag.
+
+    Example: tune replay trace.jsonl --url http://127.0.0.1:8000 --slo chat.ttft=0.3
+    """
     from tuner.console import print_replay
     from tuner.loadtest import server
     from tuner.scoring.doubts import doubts
@@ -66,7 +69,10 @@ def capacity(
     drain_timeout: DrainOption = 10.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Find how much faster than recorded a trace can be replayed before its SLOs break, and what breaks first."""
+    """Find how much faster than recorded a trace can be replayed before its SLOs break, and what breaks first.
+
+    Example: tune capacity trace.jsonl --url http://127.0.0.1:8000 --slo chat.ttft=0.3
+    """
     from tuner.capacity import find_capacity
     from tuner.console import print_capacity, print_tried
     from tuner.loadtest import server
@@ -98,7 +104,10 @@ def fairness(
     drain_timeout: DrainOption = 10.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Replay a trace, each tenant of it alone, and all without the long prompts: who waits for whom?"""
+    """Replay a trace, each tenant of it alone, and all without the long prompts: who waits for whom?
+
+    Example: tune fairness trace.jsonl --url http://127.0.0.1:8000 --slo chat.ttft=0.3
+    """
     from tuner.console import print_fairness, print_step
     from tuner.fairness import measure_fairness
     from tuner.loadtest import server

@@ -21,7 +21,10 @@ def quality(
     min_recall: Annotated[float, typer.Option(help="Share of A's right answers to keep.", min=0, max=1)] = 0.9,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare the answers of two configurations or servers, slice by slice, with intervals and sample sizes."""
+    """Compare the answers of two configurations or servers, slice by slice, with intervals and sample sizes.
+
+    Example: tune quality a.yaml b.yaml --probes examples/demo/probes.jsonl
+    """
     from tuner.quality_check import compare_configurations, compare_servers, print_comparison
     from tuner.scoring.probes import load_probes
     from tuner.scoring.quality import Floor

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tuner.cli.errors import INTERRUPTED, NOTHING_FEASIBLE
+
 if TYPE_CHECKING:
     from reports.evidence import Evidence
     from tuner.recommend import Recommendation
     from tuner.results import StudyResults
     from tuner.spec import StudySpec
 
-NOTHING_FEASIBLE = 3
 DATABASE = "study.db"
 STUDY_FILE = "study.yaml"
 OUTPUTS = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", STUDY_FILE, "engine.yaml", "engine.log")
@@ -111,7 +112,7 @@ def execute(file: Path, spec: StudySpec, directory: Path, resume: bool) -> None:
         where = "" if file.parent == directory else f" --out {directory.parent}"
         subject = directory if file.parent == directory else file
         typer.echo(f"\ninterrupted; go on with: tune resume {subject}{where}", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
     _finish(directory)
 
 
@@ -213,7 +214,10 @@ def _remove_earlier(directory: Path) -> None:
 
 
 def recommend_(run: RunArgument, study: StudyOption = None) -> None:
-    """Print the best configuration of a run and why. Exit status 3 when none can be deployed."""
+    """Print the best configuration of a run and why. Exit status 3 when none can be deployed.
+
+    Example: tune recommend runs/demo
+    """
     from tuner.console import print_recommendation
 
     results, found = _open(run, study)
@@ -256,7 +260,10 @@ def export(
     engine: Annotated[str, typer.Option(help="Which engine compose, kubernetes or systemd run.")] = "vllm",
     image: Annotated[str | None, typer.Option(help="Container image; default the engine's own of a fixed tag.")] = None,
 ) -> None:
-    """Write the recommended configuration for an engine. Exit status 3 when none can be deployed."""
+    """Write the recommended configuration for an engine. Exit status 3 when none can be deployed.
+
+    Example: tune export runs/demo --to vllm --out deploy
+    """
     from tuner.deliver import export_to, refusal
 
     results, found = _open(run, study)

@@ -29,7 +29,10 @@ def record(
         Path | None, typer.Option(help="Write block hashes under the key in this file instead of text.")
     ] = None,
 ) -> None:
-    """Record the traffic of a server, as a proxy before it, until Ctrl-C."""
+    """Record the traffic of a server, as a proxy before it, until Ctrl-C.
+
+    Example: tune record --upstream http://127.0.0.1:8000 --listen 127.0.0.1:9000 --out trace.jsonl
+    """
     import asyncio
 
     from tuner.traffic.anonymize import Anonymizer, read_key

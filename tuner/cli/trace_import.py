@@ -57,6 +57,8 @@ def import_(
 ) -> None:
     """Turn recorded traffic of another format into a trace.
 
+    Example: tune trace import spend_logs.csv --format litellm --out trace.jsonl
+
     Prompts that the source tells only lengths of are seeded tokens.
     """
     from tuner.loadtest import parse_window

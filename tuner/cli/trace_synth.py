@@ -39,7 +39,11 @@ def synth(
     slo_class: Annotated[list[str] | None, typer.Option(metavar="NAME=WEIGHT", help="Repeatable.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of all that is drawn.", min=0)] = 0,
 ) -> None:
-    """Make a trace: arrivals of a process, lengths of a distribution, divided among tenants and classes."""
+    """Make a trace: arrivals of a process, lengths of a distribution, divided among tenants and classes.
+
+    Example: tune trace synth --arrivals gamma --cv 2 --rate 5 --seconds 600 --prompt-tokens lognormal:200:900
+    --output-tokens fixed:64 --out made.jsonl
+    """
     from tuner.loadtest import parse_window
     from tuner.traffic.trace_lines import write_lines
     from tuner.traffic.workload import made_trace, parse_shares, servegen_window

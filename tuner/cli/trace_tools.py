@@ -22,7 +22,10 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write a page with pictures, which needs no network.")] = None,
 ) -> None:
-    """Say what is in a trace: rate, burstiness, lengths, shared prefixes, tenants, and what is doubtful about it."""
+    """Say what is in a trace: rate, burstiness, lengths, shared prefixes, tenants, and what is doubtful about it.
+
+    Example: tune trace inspect trace.jsonl --html trace.html
+    """
     from tuner.traffic.inspection import inspect_trace
 
     found = inspect_trace(file)
@@ -53,7 +56,10 @@ def split(
     held_out: Annotated[Path | None, typer.Option(help="File held out; default FILE-held-out.jsonl.")] = None,
     seed: SeedOption = 0,
 ) -> None:
-    """Divide a trace into one to tune on and one held out: later in time, or other users. Sessions stay whole."""
+    """Divide a trace into one to tune on and one held out: later in time, or other users. Sessions stay whole.
+
+    Example: tune trace split trace.jsonl --by tenant --share 0.7
+    """
     from tuner.traffic.split import split_by_time, split_by_unit
     from tuner.traffic.trace_lines import read_lines
 
@@ -87,7 +93,10 @@ def scale(
     by: Annotated[UnitName, typer.Option(help="With --keep: what is kept or left out whole.")] = "tenant",
     seed: SeedOption = 0,
 ) -> None:
-    """Make a trace faster or slower, its prompts and answers longer or shorter, its users fewer."""
+    """Make a trace faster or slower, its prompts and answers longer or shorter, its users fewer.
+
+    Example: tune trace scale trace.jsonl --time-scale 2 --out faster.jsonl
+    """
     from tuner.traffic.scaling import length_scaled, thinned, time_scaled
     from tuner.traffic.trace_lines import read_lines
 
@@ -109,7 +118,10 @@ def anonymize(
     ] = None,
     block_tokens: Annotated[int, typer.Option(help="Prompt tokens under one hash, at least 16.")] = 16,
 ) -> None:
-    """Replace text by keyed hashes: arrivals, lengths, shared prefixes and classes stay, nothing that was said does."""
+    """Replace text by keyed hashes: arrivals, lengths, shared prefixes and classes stay, nothing that was said does.
+
+    Example: tune trace anonymize trace.jsonl --key-file key --out anonymous.jsonl
+    """
     from tuner.traffic.anonymize import anonymized, read_key
     from tuner.traffic.trace_lines import read_lines
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuner.cli.study import NOTHING_FEASIBLE, RunArgument, database_of, stopping
+from tuner.cli.errors import NOTHING_FEASIBLE, REFUSED
+from tuner.cli.study import RunArgument, database_of, stopping
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from tuner.traffic.trace import Trace
     from tuner.verification import Verification, Verified
     from tuner.verify import Question
-
-BROKEN = 1
 
 
 def verify(
@@ -69,7 +68,7 @@ def verify(
     else:
         _print(verified, drifted)
     if not verified.holds:
-        raise typer.Exit(BROKEN)
+        raise typer.Exit(REFUSED)
 
 
 def _question(

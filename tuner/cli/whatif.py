@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.cli.study import NOTHING_FEASIBLE, RunArgument, database_of
+from tuner.cli.errors import NOTHING_FEASIBLE
+from tuner.cli.study import RunArgument, database_of
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -451,4 +451,4 @@ def test_a_seed_of_64_bits_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("format", [name for name, format in FORMATS.items() if not format.mapped])
 def test_names_cannot_be_mapped_where_the_layout_is_known(format: str) -> None:
     with pytest.raises(ValueError, match=f"^--map, --unit: {format} has one layout"):
-        import_trace(Path("never read"), format, ImportOptions(columns={"arrival": "ts"}))
+        import_trace(Path("never read"), format, columns={"arrival": "ts"})

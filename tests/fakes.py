@@ -197,7 +197,7 @@ def write_study(directory: Path, **changes: Any) -> dict[str, Any]:
             }
         },
         "tail": {"slo_class": "chat", "metric": "ttft", "percentile": 95},
-        "budget": {"trials": 12, "startup_trials": 4, "finalists": 1},
+        "budget": {"trials": 12, "startup_trials": 4, "finalists": 1, "examine": False},
     }  # fmt: skip
     return values | changes
 

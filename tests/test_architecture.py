@@ -57,8 +57,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         TRAFFIC,
     ),
     "tuner.fairness": ("tuner.capacity", "tuner.serving.testbed", SCORING, TRAFFIC),
-    "tuner.recommend": ("tuner.results", "tuner.scored", "tuner.store", "tuner.pareto", SCORING),
-    "tuner.retune": ("tuner.recommend", "tuner.results", "tuner.verification", TRAFFIC),
+    "tuner.worth": ("tuner.results", SCORING),
+    "tuner.reasons": ("tuner.results", "tuner.worth", SCORING),
+    "tuner.recommend": ("tuner.results", "tuner.scored", "tuner.reasons", "tuner.worth", SCORING),
+    "tuner.retune": ("tuner.recommend", "tuner.worth", "tuner.results", "tuner.verification", TRAFFIC),
     "tuner.verification": (
         "tuner.results",
         "tuner.scored",
@@ -70,6 +72,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "tuner.whatif": (
         "tuner.recommend",
+        "tuner.worth",
         "tuner.results",
         "tuner.scored",
         "tuner.spec",
@@ -118,6 +121,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
             "tuner.early_stop",
             "tuner.resume",
             "tuner.validation",
+            "tuner.examination",
             "tuner.verify",
         ),
         (
@@ -132,6 +136,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
             "tuner.early_stop",
             "tuner.resume",
             "tuner.validation",
+            "tuner.examination",
+            "tuner.reasons",
+            "tuner.worth",
             "tuner.spec",
             "tuner.search",
             "tuner.stopping",

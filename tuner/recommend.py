@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from tuner.reasons import bought, changes, cliffs, excluded, quality_of, why
 from tuner.results import StudyResults, TrialResult, ValidationResult
 from tuner.scored import cost_of
 from tuner.scoring.metrics import Interval
+from tuner.worth import Proven, holding, proven
 
 RULE = (
     "Among the configurations that meet every SLO and quality floor (and held them when measured again, if any did): "
@@ -67,13 +68,15 @@ def recommend(results: StudyResults) -> Recommendation:
         return _abstain(results)
     missed, validated, standing = _missed_validations(results), _validated(results), held(results)
     worth = {trial.number: proven(results, trial) for trial in (results.baseline, *feasible) if trial.traffic}
-    holding = [trial for trial in feasible if trial.number in standing]
-    candidates = _better_than_baseline(holding or feasible, results.baseline, worth, missed)
+    stood = [trial for trial in feasible if trial.number in standing]
+    candidates = _better_than_baseline(stood or feasible, results.baseline, worth, missed)
     kept = not candidates
-    ranked = _ranked(candidates or holding or feasible, results.baseline, worth)
+    ranked = _ranked(candidates or stood or feasible, results.baseline, worth)
     chosen = results.baseline if kept else ranked[0]
     others = [trial for trial in ranked if trial.number != chosen.number]
-    reasons = [*_why(chosen, others, results.baseline, worth, kept), *_excluded(feasible, missed, chosen)]
+    reasons = [*why(chosen, others, results.baseline, worth, kept), *excluded(feasible, missed, chosen)]
+    if not kept:
+        reasons += [*bought(results, chosen, worth[chosen.number]), *cliffs(results, chosen, worth[chosen.number])]
     if chosen.number not in validated:
         reasons.append("It was not measured again after the search.")
     return Recommendation(
@@ -91,32 +94,6 @@ def held(results: StudyResults) -> set[int]:
     return _validated(results) - _missed_validations(results).keys()
 
 
-@dataclass(frozen=True, slots=True)
-class Proven:
-    """What a configuration is worth: good requests/s at the highest load it holds, that load (times the recorded rate)
-    and the window it was measured on. Of one that was measured again it is the least of the windows."""
-
-    goodput: Interval
-    time_scale: float
-    window: str
-
-
-def proven(results: StudyResults, trial: TrialResult) -> Proven:
-    """See Proven; of a trial that held on no window again, or never was measured again: what the search measured."""
-    again = [v for v in results.validations if v.trial == trial.number and v.purpose in ("repeat", "holdout")]
-    held_again = holding(again)
-    if {v.purpose for v in held_again} == {v.purpose for v in again} and held_again:
-        least = min(held_again, key=lambda v: (v.time_scale, v.traffic.goodput.value))
-        return Proven(least.traffic.goodput, least.time_scale, least.window)
-    return Proven(_goodput(trial), trial.time_scale or results.time_scale, "tune")
-
-
-def holding(validations: Sequence[ValidationResult]) -> list[ValidationResult]:
-    """Those at a load of a purpose at which none of that purpose missed."""
-    missed = {(v.purpose, v.time_scale) for v in validations if not v.holds}
-    return [v for v in validations if (v.purpose, v.time_scale) not in missed]
-
-
 def slo_margin(trial: TrialResult) -> float:
     """The smallest SLO margin: ln(bound / latency) of the class that is closest to its bound; negative when missed."""
     return min(-value for name, value in trial.constraints.items() if name.startswith("slo:"))
@@ -130,8 +107,8 @@ def _ranked(candidates: Sequence[TrialResult], baseline: TrialResult, worth: Map
         goodput = worth[trial.number].goodput
         tied = trial.on_front and goodput.high >= bound
         margin = round(slo_margin(trial) / MARGIN_STEP)
-        quality = round(_quality(trial).value / QUALITY_STEP)
-        tie_break = (-margin, -quality, len(_changes(trial, baseline)))
+        quality = round(quality_of(trial).value / QUALITY_STEP)
+        tie_break = (-margin, -quality, len(changes(trial, baseline)))
         return (0.0, *tie_break, trial.number) if tied else (1.0, -goodput.low, trial.number)
 
     return sorted(candidates, key=key)
@@ -199,33 +176,6 @@ def _verdict(
     )
 
 
-def _why(
-    chosen: TrialResult,
-    others: Sequence[TrialResult],
-    baseline: TrialResult,
-    worth: Mapping[int, Proven],
-    kept: bool,
-) -> list[str]:
-    quality, closest = _quality(chosen), min(chosen.constraints.items(), key=lambda item: (-item[1], item[0]))
-    reasons = [
-        f"It meets all {len(chosen.constraints)} constraints, {closest[0]} most narrowly: by {-closest[1]:.3f}.",
-        f"Quality {quality.value:.4f} ({quality.low:.4f} to {quality.high:.4f}) of the full-precision reference.",
-    ]
-    if not kept:
-        changes = ", ".join(_changes(chosen, baseline))
-        reasons.append(f"It differs from the baseline in: {changes or 'nothing'}.")
-    tied = [t for t in others if worth[t.number].goodput.high >= worth[chosen.number].goodput.low]
-    if tied and not kept:
-        numbers = ", ".join(str(trial.number) for trial in tied[:5])
-        reasons.append(f"{len(tied)} more cannot be told apart by goodput ({numbers}); its place is by the tie-break.")
-    return reasons
-
-
-def _excluded(feasible: Sequence[TrialResult], missed: Mapping[int, str], chosen: TrialResult) -> list[str]:
-    numbers = [trial.number for trial in feasible if trial.number in missed and trial.number != chosen.number]
-    return [f"Trial {number} {missed[number]}." for number in numbers]
-
-
 def _abstain(results: StudyResults) -> Recommendation:
     measured = [trial for trial in results.trials if trial.constraints]
     if not measured:
@@ -281,25 +231,9 @@ def _figures(results: StudyResults, trial: TrialResult) -> dict[str, Interval | 
         figures |= {} if cost is None else cost.of(found.goodput)
         figures["load"] = found.time_scale
     if trial.quality is not None:
-        figures["quality"] = _quality(trial)
+        figures["quality"] = quality_of(trial)
     recorded = [v for v in results.validations if v.trial == trial.number and v.purpose == "recorded_rate"]
     traffic, where = (recorded[-1].traffic, AT_RECORDED_RATE) if recorded else (trial.traffic, "")
     for name, classed in traffic.classes.items() if traffic is not None else ():
         figures |= {f"{name} p95 {metric}{where}": table[95] for metric, table in classed.percentiles.items()}
     return figures
-
-
-def _goodput(trial: TrialResult) -> Interval:
-    assert trial.traffic is not None, f"trial {trial.number} is feasible without traffic"
-    return trial.traffic.goodput
-
-
-def _quality(trial: TrialResult) -> Interval:
-    assert trial.quality is not None, f"trial {trial.number} is feasible without quality"
-    return Interval(trial.quality.value, trial.quality.low, trial.quality.high)
-
-
-def _changes(trial: TrialResult, baseline: TrialResult) -> list[str]:
-    """Knobs with another value than the baseline's."""
-    missing: Any = object()
-    return [name for name, value in trial.knobs.items() if baseline.knobs.get(name, missing) != value]

@@ -28,7 +28,7 @@ TrialState = Literal["feasible", "infeasible", "doubtful", "failed", "running"]
 OBJECTIVES = ("goodput", "quality", "tail_latency")
 DIRECTIONS = ("maximize", "maximize", "minimize")
 TRIALS = ("baseline", "trial")
-VALIDATIONS = ("calibration", "recorded_rate", "holdout", "repeat")
+VALIDATIONS = ("calibration", "recorded_rate", "holdout", "repeat", "ablation", "scenario")
 """Purposes of measurements: those that are a trial, and those that test the configuration of one."""
 
 
@@ -65,7 +65,8 @@ class TrialResult:
 class ValidationResult:
     """A measurement outside the search: calibration, recorded_rate, holdout or repeat, of one trial's configuration.
 
-    trial: number of the trial whose configuration was measured.
+    trial: number of the trial whose configuration was measured, or in an ablation or a scenario a variation of it; then
+    window says which.
     """
 
     trial: int

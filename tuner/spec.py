@@ -135,6 +135,7 @@ class BudgetSpec(_Section):
     finalists: int = Field(
         2, ge=0, description="Candidates measured again, also on the held-out window; when none holds, the next are."
     )
+    examine: bool = Field(True, description="Measure what each change buys, and what is next to the recommendation.")
 
 
 class StudySpec(_Section):

@@ -13,6 +13,7 @@ from tuner import search, stopping
 from tuner.bench import Bench
 from tuner.climb import TIME_SCALE, Climb, incumbent_scale
 from tuner.errors import LaunchError
+from tuner.examination import examine
 from tuner.knee import time_scale
 from tuner.outcome import Outcome, Reporter, broken
 from tuner.plan import Plan, make_plan
@@ -60,6 +61,8 @@ def run_study(
             scale = time_scale(session.bench)
             _search(session, reference, scale)
             validate(session.bench)
+            if spec.budget.examine:
+                examine(session.bench)
         finally:
             _reconcile(session, None)
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuner.recommend import TESTING, Recommendation, held, holding, recommend
+from tuner.recommend import TESTING, Recommendation, held, recommend
 from tuner.results import TRIALS, StudyResults, load_results
 from tuner.scored import Scored, score
 from tuner.scoring.probes import ProbeRecord
 from tuner.serving.measurement import Measurement
 from tuner.spec import StudySpec, flat, parse_spec, read_mapping
 from tuner.store import Store
+from tuner.worth import holding
 
 SECTIONS = ("slos", "quality", "tail", "cost")
 FLOORS = ("floors", "default_floor")

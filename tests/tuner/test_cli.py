@@ -30,7 +30,7 @@ def study_file(directory: Path, **changes: Any) -> Path:
     values = write_study(directory)
     values["engine"] = {"launcher": list(engine_launcher()), "hang_timeout": 2.0}
     values["traffic"] |= {"tune_window": [0, 1], "holdout_window": [1, 2], "drain_timeout": 0.5}
-    values["budget"] = {"trials": 4, "startup_trials": 2, "finalists": 1}
+    values["budget"] = {"trials": 4, "startup_trials": 2, "finalists": 1, "examine": False}
     path = directory / "study.yaml"
     path.write_text(yaml.safe_dump(values | changes, sort_keys=False))
     return path
@@ -98,7 +98,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
 
 
 def test_fresh_starts_over_and_touches_nothing_else(tmp_path: Path) -> None:
-    study = study_file(tmp_path, budget={"trials": 1, "finalists": 0})
+    study = study_file(tmp_path, budget={"trials": 1, "finalists": 0, "examine": False})
     run = tmp_path / "runs" / "fake"
     assert tune("run", study, "--out", tmp_path / "runs").exit_code == 0
     (run / "notes.txt").write_text("mine")
@@ -148,12 +148,12 @@ def test_an_interruption_keeps_everything_and_says_how_to_go_on(tmp_path: Path, 
 
 
 def test_resume_takes_a_run_or_a_study_file(tmp_path: Path) -> None:
-    study = study_file(tmp_path, budget={"trials": 1, "finalists": 0})
+    study = study_file(tmp_path, budget={"trials": 1, "finalists": 0, "examine": False})
     runs = tmp_path / "runs"
     nothing = tune("resume", study, "--out", runs)
     assert nothing.exit_code == 2 and "fake: holds no study to go on with" in nothing.stderr
     assert tune("run", study, "--out", runs).exit_code == 0
-    study_file(tmp_path, budget={"trials": 2, "finalists": 0})
+    study_file(tmp_path, budget={"trials": 2, "finalists": 0, "examine": False})
     assert tune("resume", study, "--out", runs).exit_code == 0 and len(states(runs / "fake")) == 3
     again = tune("resume", runs / "fake")  # by the file it began with: its one trial is done
     assert again.exit_code == 0 and len(states(runs / "fake")) == 3

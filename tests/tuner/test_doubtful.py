@@ -50,7 +50,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def run(directory: Path, store: Store, lagging: Lagging, trials: int = 2) -> tuple[LaggingTestbed, Log]:
     testbed, log = LaggingTestbed(lagging), Log()
-    spec = make_spec(directory, budget={"trials": trials, "startup_trials": 2, "finalists": 1})
+    spec = make_spec(directory, budget={"trials": trials, "startup_trials": 2, "finalists": 1, "examine": False})
     run_study(spec, store, testbed, log, {"machine": "fake"}, resume=False)
     return testbed, log
 

@@ -86,7 +86,7 @@ def test_a_finalist_whose_speculation_changes_answers_is_out(tmp_path: Path) -> 
         with Store(tmp_path / f"{len(failures)}.db") as store:
             spec = make_spec(
                 tmp_path, search_space=space, engine={"settings": {"kv_cache_memory_bytes": 10**6, **settings}},
-                budget={"trials": 3, "startup_trials": 2, "finalists": 1},
+                budget={"trials": 3, "startup_trials": 2, "finalists": 1, "examine": False},
             )  # fmt: skip
             testbed = run(spec, store, fault)
             assert "speculation" in [call.purpose for call in testbed.calls]

@@ -82,7 +82,9 @@ def states(store: Store) -> list[TrialState]:
 
 
 def small(directory: Path, trials: int = 3, **changes: Any) -> StudySpec:
-    return make_spec(directory, budget={"trials": trials, "startup_trials": 2, "finalists": 1}, **changes)
+    return make_spec(
+        directory, budget={"trials": trials, "startup_trials": 2, "finalists": 1, "examine": False}, **changes
+    )
 
 
 def test_a_study_finds_more_goodput_than_the_baseline(tmp_path: Path, store: Store) -> None:

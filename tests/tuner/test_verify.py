@@ -32,7 +32,9 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a study that recommends a configuration which serves many times what the baseline does."""
     directory = tmp_path_factory.mktemp("tuned")
     quality = {"probes": "probes.jsonl", "production_sample": 5}
-    spec = make_spec(directory, budget={"trials": 10, "startup_trials": 4, "finalists": 1}, quality=quality)
+    spec = make_spec(
+        directory, budget={"trials": 10, "startup_trials": 4, "finalists": 1, "examine": False}, quality=quality
+    )
     with Store(directory / "study.db") as store:
         run_study(spec, store, FakeTestbed(), Log(), MACHINE, False)
     return directory
@@ -152,7 +154,9 @@ def _tune(*args: str | Path) -> Result:
 
 def test_the_command_line_tells_and_exits_accordingly(tmp_path: Path) -> None:
     engine = {"launcher": list(engine_launcher()), "hang_timeout": 2.0, "baseline": {"kv_cache_dtype": "int8"}}
-    study = study_file(tmp_path, engine=engine, budget={"trials": 1, "startup_trials": 1, "finalists": 0})
+    study = study_file(
+        tmp_path, engine=engine, budget={"trials": 1, "startup_trials": 1, "finalists": 0, "examine": False}
+    )
     assert _tune("run", study, "--out", tmp_path / "runs").exit_code == 0
     run = tmp_path / "runs" / "fake"
     held = _tune("verify", run, "--json", "--rounds", "1")
@@ -176,7 +180,7 @@ def test_the_command_line_tells_and_exits_accordingly(tmp_path: Path) -> None:
 
 
 def test_nothing_to_verify(tmp_path: Path) -> None:
-    spec = make_spec(tmp_path, slos={"chat": {"ttft": 0.001}}, budget={"trials": 1, "finalists": 0})
+    spec = make_spec(tmp_path, slos={"chat": {"ttft": 0.001}}, budget={"trials": 1, "finalists": 0, "examine": False})
     with Store(tmp_path / "study.db") as store:
         run_study(spec, store, FakeTestbed(), Log(), MACHINE, False)
     refused = _tune("verify", tmp_path)

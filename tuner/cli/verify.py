@@ -80,8 +80,8 @@ def _question(
     rounds: int,
 ) -> Question:
     from tuner.loadtest import parse_window
-    from tuner.recommend import proven
     from tuner.verify import Question
+    from tuner.worth import proven
 
     if time_scale is not None and not time_scale > 0:
         raise ValueError(f"--time-scale {time_scale:g}: expected a number above 0")

@@ -10,6 +10,7 @@ from typing import Any
 
 from tuner.scoring.probes import Probe
 from tuner.scoring.speculation import DomainSpeculation, Greedy, count
+from tuner.serving import adapters
 from tuner.serving.api import EngineApi
 
 PROMPTS = 3
@@ -72,8 +73,7 @@ async def _timed(api: EngineApi, model: str, probes: Sequence[Probe], tokens: in
     answers = await asyncio.gather(*(_greedy(api, model, probe, tokens) for probe in probes))
     seconds, after = time.monotonic() - start, await api.counters()
     steps, drafted, accepted = (
-        after.get(name, 0.0) - before.get(name, 0.0)
-        for name in ("steps", "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens")
+        after.get(name, 0.0) - before.get(name, 0.0) for name in ("steps", adapters.DRAFTED, adapters.ACCEPTED)
     )
     return Run(tuple(answers), steps, seconds, int(drafted), int(accepted))
 

@@ -10,7 +10,10 @@ from tuner.scoring.speculation import DomainSpeculation
 from tuner.serving.config import ServingConfig
 from tuner.traffic.trace import RequestRecord
 
-Purpose = Literal["calibration", "baseline", "trial", "recorded_rate", "holdout", "reference", "repeat", "verify"]
+Purpose = Literal[
+    "calibration", "baseline", "trial", "recorded_rate", "holdout", "reference", "repeat", "verify",
+    "ablation", "scenario",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

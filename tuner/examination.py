@@ -1,0 +1,139 @@
+"""What each change of the recommended configuration buys, and how near it stands to a cliff.
+
+One change is taken back at a time, at the load that the whole is worth and below until the rest holds. Then the whole
+is measured with the requests in another order and with fewer guesses accepted, and its neighbours, one step away in
+each number, as it is.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from search_spaces.space import IntParameter, SearchSpace
+from tuner import ladder
+from tuner.bench import Bench
+from tuner.errors import ServingError
+from tuner.outcome import disqualifying_doubt, misses_an_slo
+from tuner.reasons import changes
+from tuner.recommend import recommend
+from tuner.results import TrialResult, load_results
+from tuner.serving import adapters
+from tuner.serving.config import ServingConfig
+from tuner.serving.measurement import Purpose
+from tuner.serving.testbed import Load
+from tuner.worth import proven
+
+DESCENT = 4
+"""Rungs down at which the rest is measured, until it holds."""
+FEWER_ACCEPTED = 0.8
+"""Share of the measured acceptance that other text may have (Spec-Bench's domains differ by as much)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variation:
+    """name: the window under which it is stored."""
+
+    name: str
+    purpose: Purpose
+    config: ServingConfig
+    load: Callable[[Load], Load] = lambda load: load
+
+
+def examine(bench: Bench) -> None:
+    """Measure the variations of what is recommended, those that were not measured yet."""
+    results = load_results(bench.store, bench.study_name)
+    found = recommend(results)
+    if found.trial is None or not found.deployable or found.trial.number == 0:
+        return
+    scale = proven(results, found.trial).time_scale
+    known = {v.window for v in results.validations if v.trial == found.trial.number}
+    for variation in variations(bench, results.baseline, found.trial):
+        if variation.name not in known:
+            _measure(bench, found.trial.number, variation, scale)
+
+
+def variations(bench: Bench, baseline: TrialResult, chosen: TrialResult) -> Iterator[Variation]:
+    """Those whose configurations the engine can run."""
+    config = bench.plan.config
+    for knob in changes(chosen, baseline):
+        yield from _valid(f"without {knob}", "ablation", config(_without(bench.plan.space, knob, chosen, baseline)))
+    if all(request.session is None for request in bench.plan.windows["tune"].requests):
+        yield Variation("the requests in another order", "scenario", config(chosen.knobs), shuffled)
+    if (acceptance := _acceptance(bench, chosen.number)) is not None:
+        fewer = config(chosen.knobs)
+        fewer = replace(fewer, settings={**fewer.settings, "synthetic_acceptance": acceptance * FEWER_ACCEPTED})
+        yield from _valid(f"{1 - FEWER_ACCEPTED:.0%} fewer guesses accepted", "scenario", fewer)
+    for name, knobs in neighbours(bench.plan.space, chosen.knobs):
+        yield from _valid(f"next to it: {name}", "scenario", config(knobs))
+
+
+def neighbours(space: SearchSpace, knobs: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """One step down and up in each whole number: a factor of two on a logarithmic scale, otherwise its step."""
+    for name, parameter in space.parameters.items():
+        if not isinstance(parameter, IntParameter) or name not in knobs:
+            continue
+        value = int(knobs[name])
+        around = (value // 2, value * 2) if parameter.log else (value - parameter.step, value + parameter.step)
+        for other in around:
+            if parameter.contains(other):
+                values = {key: _some(p) for key, p in space.parameters.items()} | {**knobs, name: other}
+                yield f"{name} {other}", space.active(values)
+
+
+def shuffled(load: Load) -> Load:
+    """The same requests at the same arrivals, in another order (seeded, so that every study draws the same)."""
+    order = list(load.requests)
+    random.Random(0).shuffle(order)
+    pairs = zip(load.requests, order, strict=True)
+    return replace(load, requests=tuple(replace(other, id=at.id, arrival=at.arrival) for at, other in pairs))
+
+
+def _without(space: SearchSpace, knob: str, chosen: TrialResult, baseline: TrialResult) -> dict[str, Any]:
+    """The chosen knobs with this one as in the baseline, and what that makes active or inert."""
+    defaults = {key: _some(parameter) for key, parameter in space.parameters.items()} | dict(baseline.knobs)
+    values = defaults | dict(chosen.knobs)
+    values[knob] = baseline.knobs.get(knob, defaults[knob])
+    return space.active(values)
+
+
+def _some(parameter: Any) -> Any:
+    return parameter.low if hasattr(parameter, "low") else parameter.choices[0]
+
+
+def _valid(name: str, purpose: Purpose, config: ServingConfig) -> Iterator[Variation]:
+    try:
+        adapters.engine_config(config)
+    except ServingError:
+        return  # cannot be had, so nothing is to be told of it
+    yield Variation(name, purpose, config)
+
+
+def _acceptance(bench: Bench, number: int) -> float | None:
+    """Share of guesses accepted when the trial was last measured; None where it guessed nothing."""
+    for stored in reversed(bench.store.measurements(bench.study_name)):
+        metrics = stored.measurement.engine_metrics
+        if stored.trial == number and (drafted := metrics.get(adapters.DRAFTED, 0.0)):
+            return metrics.get(adapters.ACCEPTED, 0.0) / drafted
+    return None
+
+
+def _measure(bench: Bench, number: int, variation: Variation, scale: float | None) -> None:
+    """A change taken back is measured down the ladder until the rest holds; failures are told and kept out."""
+    descends = variation.purpose == "ablation" and bench.plan.spec.traffic.time_scale == "auto"
+    for _ in range(DESCENT + 1 if descends else 1):
+        if scale is None:
+            return
+        bench.report.begin(f"{variation.purpose}: {variation.name}")
+        bench.report.at(scale)
+        load = replace(variation.load(bench.plan.load("tune", scale)), window=variation.name)
+        try:
+            measured = bench.measure(number, variation.config, load, variation.purpose)
+        except ServingError as error:
+            bench.report.note(f"{variation.purpose} {variation.name}: {error.reason}: {error}")
+            return
+        if disqualifying_doubt(bench.plan, measured) is not None or not misses_an_slo(bench.plan, measured):
+            return
+        scale = ladder.below(scale)

@@ -1,0 +1,105 @@
+"""Why this configuration: its constraints, its rivals, what each of its changes buys, how near it is to a cliff."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tuner.results import StudyResults, TrialResult, ValidationResult
+from tuner.scoring.metrics import Interval
+from tuner.worth import Proven, holding
+
+CLIFF = 0.2
+"""Share of the goodput whose loss, one step or one mishap away, is told as a warning."""
+SAME = 0.02
+"""Shares of goodput closer than this are told as equal."""
+
+
+def why(
+    chosen: TrialResult,
+    others: Sequence[TrialResult],
+    baseline: TrialResult,
+    worth: Mapping[int, Proven],
+    kept: bool,
+) -> list[str]:
+    quality, closest = quality_of(chosen), min(chosen.constraints.items(), key=lambda item: (-item[1], item[0]))
+    reasons = [
+        f"It meets all {len(chosen.constraints)} constraints, {closest[0]} most narrowly: by {-closest[1]:.3f}.",
+        f"Quality {quality.value:.4f} ({quality.low:.4f} to {quality.high:.4f}) of the full-precision reference.",
+    ]
+    if not kept:
+        changed = ", ".join(changes(chosen, baseline))
+        reasons.append(f"It differs from the baseline in: {changed or 'nothing'}.")
+    tied = [t for t in others if worth[t.number].goodput.high >= worth[chosen.number].goodput.low]
+    if tied and not kept:
+        numbers = ", ".join(str(trial.number) for trial in tied[:5])
+        reasons.append(f"{len(tied)} more cannot be told apart by goodput ({numbers}); its place is by the tie-break.")
+    return reasons
+
+
+def excluded(feasible: Sequence[TrialResult], missed: Mapping[int, str], chosen: TrialResult) -> list[str]:
+    numbers = [trial.number for trial in feasible if trial.number in missed and trial.number != chosen.number]
+    return [f"Trial {number} {missed[number]}." for number in numbers]
+
+
+def bought(results: StudyResults, chosen: TrialResult, worth: Proven) -> list[str]:
+    """What each change from the baseline buys, from measurements without it: see examination.py."""
+    lines = []
+    for name, validations in _by_window(results, chosen.number, "ablation").items():
+        knob = name.removeprefix("without ")
+        value, before = _value(chosen.knobs.get(knob)), _value(results.baseline.knobs.get(knob))
+        held = max(holding(validations), key=lambda v: v.time_scale, default=None)
+        change = f"{knob} {value} instead of {before}"
+        if held is None:
+            lowest = min(v.time_scale for v in validations)
+            lines.append(f"{change}: without it the rest does not hold even {lowest:.3g}x.")
+            continue
+        ratio = held.traffic.goodput.value / worth.goodput.value
+        if ratio > 1 - SAME:
+            lines.append(f"{change}: not needed at this load; the rest holds {held.time_scale:.3g}x without it.")
+        else:
+            lines.append(f"{change}: without it {held.traffic.goodput.value:.2f} good/s at {held.time_scale:.3g}x.")
+    return lines
+
+
+def cliffs(results: StudyResults, chosen: TrialResult, worth: Proven) -> list[str]:
+    """Goodput under other circumstances, and one step away in each knob, at the load that it is worth."""
+    shares = {
+        name: min(v.traffic.goodput.value for v in validations) / worth.goodput.value
+        for name, validations in _by_window(results, chosen.number, "scenario").items()
+    }
+    lines = []
+    steps = {name: share for name, share in shares.items() if name.startswith("next to it: ")}
+    for name, share in shares.items():
+        if name not in steps:
+            warning = ", a cliff" if share < 1 - CLIFF else ""
+            lines.append(f"With {name}: {share:.0%} of that goodput{warning}.")
+    if steps:
+        worst = min(steps, key=lambda name: steps[name])
+        warning = ": a cliff is near" if steps[worst] < 1 - CLIFF else ""
+        where = worst.removeprefix("next to it: ")
+        lines.append(f"One step away in any number, at worst {steps[worst]:.0%} of that goodput ({where}){warning}.")
+    return lines
+
+
+def _by_window(results: StudyResults, number: int, purpose: str) -> dict[str, list[ValidationResult]]:
+    found: dict[str, list[ValidationResult]] = {}
+    for validation in results.validations:
+        if (validation.trial, validation.purpose) == (number, purpose):
+            found.setdefault(validation.window, []).append(validation)
+    return found
+
+
+def _value(value: Any) -> str:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def quality_of(trial: TrialResult) -> Interval:
+    assert trial.quality is not None, f"trial {trial.number} is feasible without quality"
+    return Interval(trial.quality.value, trial.quality.low, trial.quality.high)
+
+
+def changes(trial: TrialResult, baseline: TrialResult) -> list[str]:
+    """Knobs with another value than the baseline's."""
+    missing: Any = object()
+    return [name for name, value in trial.knobs.items() if baseline.knobs.get(name, missing) != value]

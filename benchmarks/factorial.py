@@ -51,7 +51,7 @@ KNOBS: Mapping[str, tuple[Any, ...]] = {
     "max_num_seqs": (8, 16, 32, 64),
 }
 """Costly changes first, so that they are made seldom."""
-REPEATED, REPEATS = 24, 5
+REPEATED, REPEATS = 16, 4
 FAR = 3
 """Rungs."""
 LONGEST_ANSWER = 24
@@ -76,7 +76,7 @@ MIXES = {
         slos={"chat": {"ttft": 0.15, "tpot": 0.02, "attainment": 0.9}, "docs": {"ttft": 0.6, "attainment": 0.9}},
     ),
     "documents": Mix(
-        documents=0.4, longest=450, rate=10.0, cv=1.0, requests=36,
+        documents=0.4, longest=450, rate=16.0, cv=1.0, requests=48,
         slos={"chat": {"ttft": 0.25, "tpot": 0.03, "attainment": 0.9}, "docs": {"ttft": 0.8, "attainment": 0.9}},
     ),
 }  # fmt: skip
@@ -202,7 +202,7 @@ def measure(name: str, rig: Rig) -> None:
     if not lines:
         rig.write(_header(name, rig.plan))
     done = {json.dumps(line["knobs"]): line for line in lines if "rungs" in line}
-    first = 12
+    first = 14
     for number, knobs in enumerate(configurations()):
         if (known := done.get(json.dumps(knobs))) is None:
             start = time.monotonic()

@@ -8,9 +8,10 @@ from statistics import NormalDist
 
 from reports import doubts, scenarios
 from reports.text import interval, number, percent, plain
-from tuner.recommend import Proven, Recommendation, proven
+from tuner.recommend import Recommendation
 from tuner.results import StudyResults, TrialResult
 from tuner.scoring.metrics import Interval
+from tuner.worth import Proven, proven
 
 SPREAD = 2 * NormalDist().inv_cdf(0.975)
 """Standard errors between the ends of a 95 % interval."""

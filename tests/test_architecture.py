@@ -60,7 +60,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "tuner.worth": ("tuner.results", SCORING),
     "tuner.reasons": ("tuner.results", "tuner.worth", SCORING),
     "tuner.recommend": ("tuner.results", "tuner.scored", "tuner.reasons", "tuner.worth", SCORING),
-    "tuner.retune": ("tuner.recommend", "tuner.worth", "tuner.results", "tuner.verification", TRAFFIC),
+    "tuner.retune": ("tuner.recommend", "tuner.worth", "tuner.results", "tuner.serving.measurement", TRAFFIC),
     "tuner.verification": (
         "tuner.results",
         "tuner.scored",
@@ -171,6 +171,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "tuner.results",
         "tuner.scored",
         "tuner.recommend",
+        "tuner.worth",
         "tuner.pareto",
         "tuner.anova",
         SCORING,

@@ -22,7 +22,7 @@ from tuner.recommend import recommend
 from tuner.results import TrialResult, load_results
 from tuner.serving import adapters
 from tuner.serving.config import ServingConfig
-from tuner.serving.measurement import Purpose
+from tuner.serving.measurement import ACCEPTED, DRAFTED, Purpose
 from tuner.serving.testbed import Load
 from tuner.worth import proven
 
@@ -115,8 +115,8 @@ def _acceptance(bench: Bench, number: int) -> float | None:
     """Share of guesses accepted when the trial was last measured; None where it guessed nothing."""
     for stored in reversed(bench.store.measurements(bench.study_name)):
         metrics = stored.measurement.engine_metrics
-        if stored.trial == number and (drafted := metrics.get(adapters.DRAFTED, 0.0)):
-            return metrics.get(adapters.ACCEPTED, 0.0) / drafted
+        if stored.trial == number and (drafted := metrics.get(DRAFTED, 0.0)):
+            return metrics.get(ACCEPTED, 0.0) / drafted
     return None
 
 

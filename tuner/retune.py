@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tuner.recommend import Recommendation, proven
+from tuner.recommend import Recommendation
 from tuner.results import StudyResults, TrialResult
+from tuner.serving.measurement import ACCEPTED, DRAFTED
 from tuner.traffic.profile import (
     TrafficProfile,
     drift_limit,
@@ -21,7 +22,7 @@ from tuner.traffic.profile import (
     prompt_lengths,
 )
 from tuner.traffic.trace import Trace
-from tuner.verification import ACCEPTED, DRAFTED
+from tuner.worth import proven
 
 POINTS = 0.10
 """By which a share (accepted guesses, prompt tokens found in the prefix cache) may move."""

@@ -14,15 +14,13 @@ from tuner.scoring.paired import good_differences, mean_difference
 from tuner.scoring.probes import ProbeRecord
 from tuner.scoring.quality import quality_score
 from tuner.scoring.slo import SLO, attainment_violation, badness
-from tuner.serving.measurement import Measurement
+from tuner.serving.measurement import ACCEPTED, DRAFTED, Measurement
 from tuner.spec import StudySpec
 from tuner.store import Store
 from tuner.stored import StoredVerification
 
 Comparison = Literal["better", "not told apart", "worse", "the baseline itself"]
 PURPOSE: Literal["verify"] = "verify"
-DRAFTED, ACCEPTED = "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens"
-"""Counters of the engine, in tokens."""
 
 
 @dataclass(frozen=True, slots=True)

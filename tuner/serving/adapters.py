@@ -22,8 +22,6 @@ QUALITY_KNOBS = (
 """What the answers depend on, beyond rounding: see quality_key."""
 STEP_KNOBS = ("block_size", "max_num_batched_tokens", "prefill_chunk_size")
 """What the answers depend on with kv_heavy_tokens too: it evicts after each step, by pages."""
-DRAFTED, ACCEPTED = "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens"
-"""The engine's counters of guesses."""
 REFERENCE_KNOBS: Mapping[str, Any] = {
     "weight_dtype": "auto",
     "kv_cache_dtype": "auto",

@@ -10,8 +10,8 @@ from typing import Any
 
 from tuner.scoring.probes import Probe
 from tuner.scoring.speculation import DomainSpeculation, Greedy, count
-from tuner.serving import adapters
 from tuner.serving.api import EngineApi
+from tuner.serving.measurement import ACCEPTED, DRAFTED
 
 PROMPTS = 3
 """Of each slice."""
@@ -72,9 +72,7 @@ async def _timed(api: EngineApi, model: str, probes: Sequence[Probe], tokens: in
     before, start = await api.counters(), time.monotonic()
     answers = await asyncio.gather(*(_greedy(api, model, probe, tokens) for probe in probes))
     seconds, after = time.monotonic() - start, await api.counters()
-    steps, drafted, accepted = (
-        after.get(name, 0.0) - before.get(name, 0.0) for name in ("steps", adapters.DRAFTED, adapters.ACCEPTED)
-    )
+    steps, drafted, accepted = (after.get(name, 0.0) - before.get(name, 0.0) for name in ("steps", DRAFTED, ACCEPTED))
     return Run(tuple(answers), steps, seconds, int(drafted), int(accepted))
 
 

@@ -14,6 +14,8 @@ Purpose = Literal[
     "calibration", "baseline", "trial", "recorded_rate", "holdout", "reference", "repeat", "verify",
     "ablation", "scenario",
 ]  # fmt: skip
+DRAFTED, ACCEPTED = "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens"
+"""Two of engine_metrics: guessed tokens, and those that stood."""
 
 
 @dataclass(frozen=True, slots=True)

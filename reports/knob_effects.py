@@ -8,8 +8,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from reports.style import COLOURS, FAILED, FEASIBLE, GREEN, INFEASIBLE, SYMBOLS, figure
-from reports.text import interval, knob_value, number, plotly_text
+from reports.style import COLOURS, FAILED, FEASIBLE, GREEN, INFEASIBLE, SYMBOLS, figure, rounded
+from reports.text import interval, knob_value, plotly_text
 from tuner.anova import Anova, order
 from tuner.results import StudyResults
 from tuner.scoring.metrics import Interval
@@ -91,14 +91,14 @@ def _panel(knob: str, rows: Sequence[Row], alone: Sequence[Effect]) -> go.Figure
         here = [row for row in rows if row.state == state]
         shown.add_scatter(
             x=[row.value if numeric else plotly_text(knob_value(knob, row.value)) for row in here],
-            y=[bottom if row.goodput is None else row.goodput for row in here],
+            y=rounded(bottom if row.goodput is None else row.goodput for row in here),
+            customdata=[row.trial for row in here],
             mode="markers",
             name=state,
             cliponaxis=False,
             marker={"symbol": SYMBOLS[state], "size": 9, "color": COLOURS[state], "opacity": 0.8,
                     "line": {"width": 0 if state == FEASIBLE else 1.5}},
-            hoverinfo="text",
-            hovertext=[_hover(row) for row in here],
+            hovertemplate=_template(state),
         )  # fmt: skip
     shown.add_scatter(
         x=[one.value if numeric else plotly_text(knob_value(knob, one.value)) for one in alone],
@@ -114,6 +114,7 @@ def _panel(knob: str, rows: Sequence[Row], alone: Sequence[Effect]) -> go.Figure
     return shown
 
 
-def _hover(row: Row) -> str:
-    measured = "not measured, drawn at the bottom" if row.goodput is None else f"{number(row.goodput)} requests/s"
-    return f"trial {row.trial}, {row.state}<br>{plotly_text(knob_value(row.knob, row.value))}: {measured}"
+def _template(state: str) -> str:
+    """customdata: the trial's number."""
+    measured = "not measured" if state == FAILED else "%{y:.3g} requests/s"
+    return f"trial %{{customdata}}, {state}<br>%{{x}}: {measured}<extra></extra>"

@@ -5,6 +5,9 @@
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const places = [...document.querySelectorAll(".plot")];
   const figures = new Map();
+  const stored = document.getElementById("trial-cards");
+  const trials = stored ? JSON.parse(stored.textContent) : {cards: []};
+  const cards = new Map(trials.cards.map((card) => [card.trial, card]));
 
   const figure = (place) => {
     if (!figures.has(place)) {
@@ -26,6 +29,13 @@
     }
     return result;
   };
+  // Plotly reads tags and dollars in what it shows; a name must bring neither.
+  const literal = (text) => text.replace(/[&<>$]/g, (sign) => `&#${sign.charCodeAt(0)};`);
+  const about = (trial) => {
+    const card = cards.get(trial);
+    const lines = [...card.figures, ...card.knobs].map(([name, text]) => literal(`${name}: ${text}`));
+    return [`<b>trial ${trial}</b> ${literal(card.state)}`, ...lines].join("<br>");
+  };
   const draw = (place) => {
     // Paper is narrower than the screen, and a resize would come after the print.
     const paper = root.classList.contains("print");
@@ -34,6 +44,9 @@
     const {data, layout} = figure(place);
     const inked = data.map((trace) => trace.error_y && !trace.error_y.color
       ? {...trace, error_y: {...trace.error_y, color: ink}} : trace);
+    if (data.some((trace) => trace.meta && trace.meta.selected)) {
+      for (const trace of inked) if (trace.customdata && !trace.hovertext) trace.hovertext = trace.customdata.map(about);
+    }
     const first = !place.dataset.drawn;
     place.dataset.drawn = "";
     const drawn = Plotly.react(place, inked, themed(layout, width), config);
@@ -51,10 +64,7 @@
     come.forEach((place) => near.unobserve(place));
     Promise.all(come.map(draw)).then(() => { root.dataset.plots = places.length; });
   }, {rootMargin: "400px"});
-  places.forEach((place) => {
-    place.style.minHeight = `${figure(place).layout.height}px`;
-    near.observe(place);
-  });
+  places.forEach((place) => near.observe(place));
   const printing = (on) => {
     root.classList.toggle("print", on);
     if (on) places.forEach(draw); else redraw();
@@ -75,7 +85,7 @@
       const ascending = head.getAttribute("aria-sort") !== "ascending";
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
-      const key = (row) => row.cells[column].dataset.key;
+      const key = (row) => row.cells[column].dataset.key ?? row.cells[column].textContent;
       const rows = [...table.tBodies[0].rows].sort((a, b) => compare(key(a), key(b), ascending ? 1 : -1));
       table.tBodies[0].append(...rows);
     }));
@@ -102,9 +112,7 @@
   };
   for (const button of document.querySelectorAll("button.copy")) copier(button, button.nextElementSibling);
 
-  const stored = document.getElementById("trial-cards");
   if (!stored) return;
-  const cards = new Map(JSON.parse(stored.textContent).map((card) => [card.trial, card]));
   const panel = document.getElementById("compared-trials");
   let selected = [...cards.values()].filter((card) => card.role).map((card) => card.trial).slice(0, 2);
 
@@ -131,7 +139,7 @@
     const files = make("div", undefined, "yamls");
     for (const card of chosen) {
       const place = make("div", undefined, "yaml"), button = make("button", `Copy YAML of trial ${card.trial}`, "copy");
-      const source = make("pre", card.yaml);
+      const source = make("pre", `# study ${trials.study}, trial ${card.trial}\n${trials.settings}${card.yaml}`);
       button.type = "button";
       source.tabIndex = 0;
       place.append(button, source);
@@ -145,9 +153,8 @@
     mark();
   };
   const mark = () => {
-    for (const place of places) {
+    for (const place of places.filter((one) => ["plot-pareto", "plot-tail"].includes(one.id))) {
       const ring = figure(place).data.find((trace) => trace.meta && trace.meta.selected);
-      if (!ring) continue;
       const at = selected.map((trial) => cards.get(trial).at).filter((one) => "goodput" in one);
       ring.x = at.map((one) => one.goodput);
       ring.y = at.map((one) => one[ring.meta.selected]);

@@ -34,6 +34,7 @@ from reports.quality_section import quality
 from reports.template import render
 from tuner.recommend import Recommendation
 from tuner.results import StudyResults
+from tuner.retune import conditions, retune_when
 
 STATES = ("feasible", "infeasible", "doubtful", "failed", "running")
 
@@ -87,7 +88,8 @@ def _sections(
     yield protocol.course(history, reasons, timeline.info(results, evidence), counts)
     yield sections.trials(trial_table.info(results, number), tail)
     yield protocol.surroundings(results, load)
-    yield sections.doubted(doubts.info(results, number))
+    when = retune_when(results, recommendation)
+    yield sections.doubted(doubts.info(results, number), () if when is None else conditions(when))
 
 
 def tail_name(results: StudyResults) -> str:

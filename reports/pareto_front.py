@@ -18,9 +18,10 @@ from reports.style import (
     RECOMMENDED,
     SYMBOLS,
     figure,
+    rounded,
     seconds_axis,
 )
-from reports.text import knob_value, number, plotly_text, seconds
+from reports.text import plotly_text
 from tuner.results import StudyResults
 
 QUALITY, TAIL = "quality", "tail_latency"
@@ -75,11 +76,10 @@ def staircase(rows: Sequence[Row], against: str = QUALITY) -> tuple[tuple[float,
 def plot(rows: Sequence[Row], tail_name: str) -> dict[str, go.Figure]:
     """Goodput against quality, and against the tail-latency objective, called tail_name."""
     words = {QUALITY: "quality (1 = reference)", TAIL: plotly_text(tail_name)}
-    hovers = {row.trial: _hover(row, tail_name) for row in rows}
-    return {against: _plane(rows, against, title, hovers) for against, title in words.items()}
+    return {against: _plane(rows, against, title) for against, title in words.items()}
 
 
-def _plane(rows: Sequence[Row], against: str, title: str, hovers: Mapping[int, str]) -> go.Figure:
+def _plane(rows: Sequence[Row], against: str, title: str) -> go.Figure:
     shown = figure(420, hovermode="closest")
     steps = staircase(rows, against)
     shown.add_scatter(
@@ -90,7 +90,7 @@ def _plane(rows: Sequence[Row], against: str, title: str, hovers: Mapping[int, s
     for kind in (INFEASIBLE, FEASIBLE, FRONT, BASELINE, RECOMMENDED):
         here = [row for row in rows if row.kind == kind]
         if here:
-            shown.add_trace(_markers(here, kind, against, hovers))
+            shown.add_trace(_markers(here, kind, against))
     # The page's script puts what is selected here.
     shown.add_scatter(
         x=[], y=[], mode="markers", name="selected", showlegend=False, hoverinfo="skip", meta={"selected": against},
@@ -103,29 +103,21 @@ def _plane(rows: Sequence[Row], against: str, title: str, hovers: Mapping[int, s
     return shown
 
 
-def _markers(rows: Sequence[Row], kind: str, against: str, hovers: Mapping[int, str]) -> go.Scatter:
+def _markers(rows: Sequence[Row], kind: str, against: str) -> go.Scatter:
+    """customdata: the trials' numbers; from them the page's script tells the whole configuration, and selects."""
     labelled = kind in (BASELINE, RECOMMENDED)
     missed = labelled and any(row.state == INFEASIBLE for row in rows)
     colour = COLOURS.get(kind, COLOURS[FEASIBLE])
     return go.Scatter(
-        x=[row.goodput for row in rows],
-        y=[getattr(row, against) for row in rows],
+        x=rounded(row.goodput for row in rows),
+        y=rounded(getattr(row, against) for row in rows),
         customdata=[row.trial for row in rows],
         mode="markers+text" if labelled else "markers",
         name=f"{kind} (infeasible)" if missed else kind,
-        text=[f"<b>{kind}</b>"] * len(rows),
+        text=f"<b>{kind}</b>" if labelled else None,
         # Away from the nearer edge, and from each other.
         textposition="top left" if kind == RECOMMENDED else "bottom right",
         cliponaxis=False,
         marker={"symbol": LOOKS[kind], "size": 16 if labelled else 11, "color": colour, "opacity": 0.85},
         hoverinfo="text",
-        hovertext=[hovers[row.trial] for row in rows],
     )
-
-
-def _hover(row: Row, tail_name: str) -> str:
-    head = f"<b>trial {row.trial}</b> {row.state}" + (", on the front" if row.on_front else "")
-    values = f"goodput {number(row.goodput)} requests/s<br>quality {number(row.quality, 4)}"
-    tail = f"{plotly_text(tail_name)} {seconds(row.tail_latency)}"
-    knobs = [plotly_text(f"{name} = {knob_value(name, value)}") for name, value in row.knobs.items()]
-    return "<br>".join([head, values, tail, *knobs])

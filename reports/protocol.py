@@ -101,8 +101,9 @@ def surroundings(results: StudyResults, load: str) -> Section:
 
 
 def _facts(results: StudyResults) -> Iterator[tuple[str, str]]:
-    """Environment and provenance; what the provenance repeats of the environment is told once."""
-    provenance: dict[str, Any] = dict(results.provenance)
+    """Environment and provenance; what the provenance repeats of the environment is told once. The traffic's profile is
+    for machines: the thresholds for tuning again tell it in words."""
+    provenance: dict[str, Any] = {key: told for key, told in results.provenance.items() if key != "traffic"}
     if provenance.get("environment") == results.environment:
         del provenance["environment"]
     for key, told in flat({"environment": results.environment, "provenance": provenance}):

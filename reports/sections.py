@@ -150,15 +150,18 @@ def trials(rows: Sequence[trial_table.Row], tail_name: str) -> Section:
     return Section("trials", "Trials", (trial_table.table(rows), Paragraph(about, note=True)))
 
 
-def doubted(rows: Sequence[doubts.Row]) -> Section:
-    """Doubts and what to do about them."""
-    if not rows:
-        return Section("doubts", "Doubts and advice", (Paragraph("No check of the measurements raised a doubt."),))
+def doubted(rows: Sequence[doubts.Row], retune: Sequence[str]) -> Section:
+    """Doubts and what to do about them, and when to tune again."""
     cells = [
         ("", (word(row.doubt), word(row.advice, "text"), Cell(str(len(row.trials)), len(row.trials)),
               word(", ".join(map(str, row.trials)), "text")))
         for row in rows
     ]  # fmt: skip
-    about = "Doubts about the baseline or the recommended configuration come first."
-    table = Table(("doubt", "what it means and what helps", "trials", "numbers"), tuple(cells), words=2)
-    return Section("doubts", "Doubts and advice", (table, Paragraph(about, note=True)))
+    parts: list[Paragraph | Table] = [Paragraph("No check of the measurements raised a doubt.")]
+    if rows:
+        about = "Doubts about the baseline or the recommended configuration come first."
+        table = Table(("doubt", "what it means and what helps", "trials", "numbers"), tuple(cells), words=2)
+        parts = [table, Paragraph(about, note=True)]
+    if retune:
+        parts.append(Table(("tune again when",), tuple(("", (word(condition),)) for condition in retune)))
+    return Section("doubts", "Doubts and advice", tuple(parts))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from reports.style import BLUE, COLOURS, FAILED, FEASIBLE, INFEASIBLE, SYMBOLS, figure
+from reports.style import BLUE, COLOURS, FAILED, FEASIBLE, INFEASIBLE, SYMBOLS, figure, rounded
 from reports.text import number, plain, plotly_text
 from tuner.results import StudyResults
 
@@ -72,7 +72,7 @@ def plot(rows: Sequence[Row]) -> go.Figure:
         here = [row for row in rows if row.state == state]
         shown.add_scatter(
             x=[row.trial for row in here],
-            y=[bottom if row.goodput is None else row.goodput for row in here],
+            y=rounded(bottom if row.goodput is None else row.goodput for row in here),
             mode="markers",
             name=state,
             cliponaxis=False,

@@ -7,7 +7,7 @@ from the page (page.js), so that figures follow light, dark and print.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -59,6 +59,11 @@ def seconds_axis(values: Sequence[float], most: int = 8) -> dict[str, Any]:
         ticks = [10.0**power for power in range(low, high + 1)]
     labels = [f"{tick * 1e3:g} ms" if tick < 1 else f"{tick:g} s" for tick in ticks]
     return {"type": "log", "tickvals": ticks, "ticktext": labels}
+
+
+def rounded(values: Iterable[float]) -> list[float]:
+    """Six significant digits, more than a figure shows: a page of many trials weighs less."""
+    return [float(f"{value:.6g}") for value in values]
 
 
 def compared(results: StudyResults, recommended: int | None) -> tuple[tuple[str, TrialResult], ...]:

@@ -9,7 +9,7 @@ from datetime import datetime
 import plotly.graph_objects as go
 
 from reports.evidence import OF_TRIALS, Evidence
-from reports.style import BLUE, FAILED, FEASIBLE, GREY, INFEASIBLE, PURPLE, SKY, VERMILLION, figure
+from reports.style import BLUE, FAILED, FEASIBLE, GREY, INFEASIBLE, PURPLE, SKY, VERMILLION, figure, rounded
 from reports.text import number, plain, plotly_text
 from tuner.results import StudyResults, TrialResult
 from tuner.stored import StoredMeasurement
@@ -120,10 +120,10 @@ def plot(rows: Sequence[Row]) -> go.Figure:
         if not here:
             continue
         shown.add_bar(
-            orientation="h", name=state, base=[row.start / 60 for row in here],
-            x=[(row.end - row.start) / 60 for row in here], y=[row.phase.replace("_", " ") for row in here],
+            orientation="h", name=state, base=rounded(row.start / 60 for row in here),
+            x=rounded((row.end - row.start) / 60 for row in here), y=[row.phase.replace("_", " ") for row in here],
             marker={"color": colour, "line": {"width": 0}, "pattern": {"shape": "x" if state == FAILED else ""}},
-            hoverinfo="text", textposition="none", hovertext=[" <br>".join(_hover(row)) for row in here],
+            hoverinfo="text", textposition="none", hovertext=["<br>".join(_hover(row)) for row in here],
         )  # fmt: skip
     shown.update_xaxes(title_text="minutes since the first measurement", rangemode="tozero")
     order = [phase.replace("_", " ") for phase in phases]
@@ -133,7 +133,6 @@ def plot(rows: Sequence[Row]) -> go.Figure:
 
 def _hover(row: Row) -> Iterator[str]:
     scale = "" if row.time_scale is None else f" at {plain(row.time_scale)}x"
-    yield f"{'baseline' if row.trial is None else f'trial {row.trial}'}, {plotly_text(row.window)} window{scale}"
-    yield f"{row.state}, {number(row.end - row.start)} s"
+    yield f"{'baseline' if row.trial is None else f'trial {row.trial}'}{scale}, {number(row.end - row.start)} s"
     if row.reason:
         yield plotly_text(row.reason)

@@ -7,21 +7,25 @@ from typing import Any
 
 import yaml
 
-from reports.style import BASELINE, RECOMMENDED
+from reports.style import BASELINE, RECOMMENDED, rounded
 from reports.text import NONE, interval, knob_value, number, percent, percent_interval, plain, seconds
-from tuner.results import StudyResults, TrialResult
+from tuner.results import OBJECTIVES, StudyResults, TrialResult
 from tuner.scoring.metrics import Interval
 
 
-def info(results: StudyResults, recommended: int | None, tail_name: str) -> list[dict[str, Any]]:
-    """A card a trial: number, role, state, at (objectives by name, for the figures), figures and knobs (name and text,
-    in order), yaml (what `python -m engine --config` takes)."""
-    return [_card(trial, results, recommended, tail_name) for trial in results.trials]
+def info(results: StudyResults, recommended: int | None, tail_name: str) -> dict[str, Any]:
+    """study: its name. settings: YAML of what all configurations share. cards, one a trial: trial (number), role,
+    state, at (objectives by name), figures and knobs (name and text, in order), yaml (of its knobs)."""
+    return {
+        "study": results.spec.name,
+        "settings": _settings(results),
+        "cards": [_card(trial, results, recommended, tail_name) for trial in results.trials],
+    }
 
 
 def _card(trial: TrialResult, results: StudyResults, recommended: int | None, tail_name: str) -> dict[str, Any]:
     role = BASELINE if trial is results.baseline else ""
-    objectives = dict(zip(("goodput", "quality", "tail_latency"), trial.objectives or (), strict=False))
+    objectives = dict(zip(OBJECTIVES, rounded(trial.objectives or ()), strict=False))
     return {
         "trial": trial.number,
         "role": RECOMMENDED if trial.number == recommended else role,
@@ -29,7 +33,7 @@ def _card(trial: TrialResult, results: StudyResults, recommended: int | None, ta
         "at": objectives if trial.quality is not None else {},
         "figures": list(_figures(trial, tail_name)),
         "knobs": [(name, knob_value(name, value)) for name, value in trial.knobs.items()],
-        "yaml": configuration(trial, results),
+        "yaml": _dumped(trial.knobs),
     }
 
 
@@ -56,15 +60,17 @@ def _figures(trial: TrialResult, tail_name: str) -> Iterator[tuple[str, str]]:
 
 
 def configuration(trial: TrialResult, results: StudyResults) -> str:
-    """The trial's configuration as YAML, under a comment that says where it is from; what it leaves out is the
-    engine's default."""
+    """The trial's configuration as YAML that `python -m engine --config` takes, under a comment that says where it is
+    from; what it leaves out is the engine's default. The page's script makes the same of a card."""
+    return f"# study {results.spec.name}, trial {trial.number}\n{_settings(results)}{_dumped(trial.knobs)}"
+
+
+def _settings(results: StudyResults) -> str:
     spec = results.spec
-    values: dict[str, Any] = {"model": str(spec.model)}
-    values |= {} if spec.draft_model is None else {"draft_model": str(spec.draft_model)}
-    values |= {**spec.engine.settings, **trial.knobs}
-    return f"# study {spec.name}, trial {trial.number}, {trial.state}\n{_dumped(values)}"
+    models = {"model": str(spec.model)} | ({} if spec.draft_model is None else {"draft_model": str(spec.draft_model)})
+    return _dumped({**models, **spec.engine.settings})
 
 
 def _dumped(values: Mapping[str, Any]) -> str:
     dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    return str(yaml.dump(dict(values), Dumper=dumper, sort_keys=False, allow_unicode=False))
+    return str(yaml.dump(dict(values), Dumper=dumper, sort_keys=False)) if values else ""

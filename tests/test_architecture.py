@@ -174,6 +174,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "tuner.worth",
         "tuner.pareto",
         "tuner.anova",
+        "tuner.retune",
         SCORING,
     ),
     **dict.fromkeys(

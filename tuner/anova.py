@@ -26,7 +26,7 @@ FEW_LEVELS = 4
 LENGTH = 0.4
 """Length scale over the ranks of a number's levels, 0 to 1."""
 FEWEST = 8
-MOST_ROWS = 400
+MOST_ROWS = 300
 """Of more observations, so many are taken, evenly spaced."""
 DRAWS = 400
 CONSTANT = 100.0

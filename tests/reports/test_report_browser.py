@@ -92,6 +92,23 @@ def test_a_figure_is_drawn_when_it_comes_near(browser: Browser, report: Visit) -
     fresh.page.close()
 
 
+def on_marker(page: Page) -> tuple[float, float]:
+    """Where the first marker of the front is, which lies under the area that takes the mouse."""
+    page.locator("#plot-pareto").scroll_into_view_if_needed()
+    page.wait_for_selector("#plot-pareto .points path.point")
+    box = page.locator("#plot-pareto .points path.point").first.bounding_box()
+    assert box is not None
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def test_a_marker_tells_its_whole_configuration(report: Visit) -> None:
+    report.page.mouse.move(*on_marker(report.page))
+    told = report.page.wait_for_selector("#plot-pareto .hoverlayer .hovertext").text_content()
+    knobs = [f"{name}: " for name in study().trials[1].knobs]
+    assert told and told.startswith("trial 1 infeasible") and all(knob in told for knob in knobs) and "goodput" in told
+    report.page.mouse.move(0, 0)
+
+
 def side_by_side(page: Page) -> list[list[str]]:
     rows = page.locator("#compared-trials tr")
     return [row.split("\t") for row in rows.all_inner_texts()]
@@ -108,13 +125,9 @@ def test_two_trials_are_selected_and_compared(report: Visit) -> None:
     assert page.locator("button.select[aria-pressed=true]").count() == 2
     page.locator("table.sortable button.select", has_text="9 recommended").click()
     assert side_by_side(page)[0] == ["", "trial 14"], "a second click lets go"
-    page.locator("#plot-pareto").scroll_into_view_if_needed()
     ring = "document.querySelector('#plot-pareto').data.find(t => t.name === 'selected')"
     assert page.evaluate(f"[{ring}.x, {ring}.y]") == [[3.9], [1.0]]
-    marker = page.locator("#plot-pareto .points path.point").first
-    box = marker.bounding_box()
-    assert box is not None
-    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.click(*on_marker(page))
     page.wait_for_function("document.querySelectorAll('#compared-trials thead th').length === 3")
     assert "trial 14" in side_by_side(page)[0]
 
@@ -163,8 +176,8 @@ def test_hostile_strings_run_nothing(browser: Browser, tmp_path: Path) -> None:
     visit.scrolled_through()
     for button in visit.page.locator("button.select").all()[:4]:
         button.click()
-    for point in visit.page.locator("#plot-pareto .points path.point").all()[:3]:
-        point.hover(force=True)
+    visit.page.mouse.move(*on_marker(visit.page))
+    visit.page.wait_for_selector("#plot-pareto .hoverlayer .hovertext")
     assert visit.page.evaluate("window.pwned") is None
     assert visit.complaints == []
     assert visit.requests == [path.as_uri()]

@@ -56,3 +56,9 @@ def test_names_are_no_formulas(name: str, expected: str, results: StudyResults, 
     read = pd.read_csv(tmp_path / "trials.csv")
     assert set(read["reason"]) == {expected}
     assert set(read[f"knobs.{name}"]) == {-1}, "numbers stay numbers"
+
+
+def test_the_documentation_lists_every_table(results: StudyResults) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
+    listed = [line.split("`")[1] for line in page.split("## The tables")[1].splitlines() if line.startswith("| `")]
+    assert sorted(listed) == sorted(tables(results, recommendation(results), NOTHING))

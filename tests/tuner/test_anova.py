@@ -98,5 +98,5 @@ def test_nothing_to_tell(rows: list[dict[str, Any]], values: list[float]) -> Non
 
 def test_a_thousand_trials_are_thinned_and_the_same_is_said_again() -> None:
     found = fitted(1000)
-    assert found.observations == 400
+    assert found.observations == 300
     assert found == fitted(1000)

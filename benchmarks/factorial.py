@@ -76,8 +76,8 @@ MIXES = {
         slos={"chat": {"ttft": 0.15, "tpot": 0.02, "attainment": 0.9}, "docs": {"ttft": 0.6, "attainment": 0.9}},
     ),
     "documents": Mix(
-        documents=0.4, longest=450, rate=16.0, cv=1.0, requests=48,
-        slos={"chat": {"ttft": 0.25, "tpot": 0.03, "attainment": 0.9}, "docs": {"ttft": 0.8, "attainment": 0.9}},
+        documents=0.4, longest=450, rate=12.0, cv=1.0, requests=72,
+        slos={"chat": {"ttft": 0.12, "tpot": 0.02, "attainment": 0.9}, "docs": {"ttft": 0.35, "attainment": 0.9}},
     ),
 }  # fmt: skip
 

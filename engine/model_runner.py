@@ -72,6 +72,10 @@ class ModelRunner:
         self._drafter: Drafter | PromptLookup | None = None
         self._build_cache(config)
 
+    @property
+    def on_cpu(self) -> bool:
+        return self._device.type == "cpu"
+
     def _check_weights(self, config: EngineConfig, shapes: list[ModelConfig]) -> None:
         precision = (self.compute_dtype, config.weight_dtype, config.weight_group_size, self._device.type == "cpu")
         needed = sum(weight_bytes(shape, *precision) for shape in shapes)

@@ -5,8 +5,7 @@ The file is MessagePack, one frame a record: a Setting whenever the configuratio
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -33,7 +32,8 @@ class Setting(msgspec.Struct, frozen=True, tag=True):
 
 
 class TimedStep(msgspec.Struct, frozen=True, tag=True):
-    """counts: see step_model.COUNTS. seconds: from the end of the step before it, if that left work, to its own.
+    """counts: see step_model.COUNTS. seconds: from the end of the step before it, if that left work, to its own, by the
+    timer of LoggedEngine.
 
     guesses: of each verified sequence, how many guesses it had and how many stood.
     """
@@ -84,18 +84,20 @@ class CountedRunner:
 
 
 class LoggedEngine(LLMEngine):
-    """LLMEngine that writes each step to a file."""
+    """LLMEngine that writes each step to a file. timer: seconds that a step is said to take."""
 
-    def __init__(self, config: EngineConfig, runner: CountedRunner, file: IO[bytes]) -> None:
+    def __init__(
+        self, config: EngineConfig, runner: CountedRunner, file: IO[bytes], timer: Callable[[], float]
+    ) -> None:
         super().__init__(config, runner)
-        self._counted, self._file = runner, file
+        self._counted, self._file, self._timer = runner, file, timer
         self._ended: float | None = None
 
     def step(self) -> list[SequenceOutput]:
         """See LLMEngine."""
-        began = time.perf_counter() if self._ended is None else self._ended
+        began = self._timer() if self._ended is None else self._ended
         outputs = super().step()
-        now = time.perf_counter()
+        now = self._timer()
         if (step := self._counted.take()) is not None:
             self._file.write(pack(TimedStep(step[0], now - began, step[1])))
         self._ended = now if self.has_work() else None

@@ -17,7 +17,7 @@ from tuner.serving.testbed import EngineSettings, LiveTestbed, Load
 
 REQUESTS = 48
 SECONDS = 1.2
-"""Of a profiling replay: REQUESTS of the traffic in so many seconds, or in their own time if that is less."""
+"""A profiling replay offers REQUESTS of the traffic in so many seconds, or in their own time if that is less."""
 CHUNK = 48
 PRECISION_KNOBS = ("weight_dtype", "kv_cache_dtype")
 
@@ -44,8 +44,10 @@ def profiled_knobs(space: SearchSpace, baseline: Mapping[str, Any]) -> list[dict
 
 
 def profiling_load(load: Load) -> Load:
-    """The first requests of a load, quickly one after the other."""
-    requests = load.requests[:REQUESTS]
+    """REQUESTS of a load, evenly drawn so that lengths and what a draft model guesses are those of the load. They come
+    one after the other, each at its time but quicker."""
+    drawn = load.requests[:: max(len(load.requests) // REQUESTS, 1)][:REQUESTS]
+    requests = tuple(replace(request, session=None, think_time=None) for request in drawn)
     span = max(requests[-1].arrival, 1e-3)
     return Load(requests, span, load.window, max(span / SECONDS, 1.0), load.drain_timeout)
 

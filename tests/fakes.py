@@ -44,8 +44,9 @@ class Call:
 class FakeTestbed:
     """A server in closed form: one queue whose pace grows with max_num_seqs up to 16 and is slower per token beyond.
 
-    int8 serves 1.5 times as fast and costs 0.001 nats; a kv_window serves twice as fast and forgets recall probes when
-    it is below 128. `fault` may raise for a configuration and purpose.
+    int8 serves 1.5 times as fast and costs 0.001 nats; so do weights of int8 (0.002) and int4 (0.1). The checkpoint
+    `small` serves three times as fast (0.003); prompts cut to 64 tokens cost 0.05. A kv_window serves twice as fast and
+    forgets recall probes when it is below 128. `fault` may raise for a configuration and purpose.
     """
 
     fault: Callable[[ServingConfig, str], Exception | None] = lambda config, purpose: None
@@ -100,6 +101,8 @@ def _replay(config: ServingConfig, load: Load, stop: Stop | None) -> tuple[tuple
     seqs = int(values.get("max_num_seqs", 16))
     pace = 0.6 * min(seqs, 16) * (1.5 if values.get("kv_cache_dtype") == "int8" else 1.0)
     pace *= 2.0 if values.get("kv_window") else 1.0
+    pace *= 1.5 if values.get("weight_dtype", "auto") != "auto" else 1.0
+    pace *= 3.0 if Path(values["model"]).name == "small" else 1.0
     per_token = 0.004 + 0.0008 * seqs
     records: list[RequestRecord] = []
     free = 0.0
@@ -155,6 +158,9 @@ def _gated(config: ServingConfig, probes: Sequence[Probe], hopeless: Hopeless) -
 
 def _answers(config: ServingConfig, probes: Sequence[Probe]) -> tuple[ProbeRecord, ...]:
     loss = 0.001 if config.values.get("kv_cache_dtype") == "int8" else 0.0
+    loss += {"int8": 0.002, "int4": 0.1}.get(str(config.values.get("weight_dtype")), 0.0)
+    loss += 0.003 if Path(config.values["model"]).name == "small" else 0.0
+    loss += 0.05 if config.values.get("max_model_len") == 64 else 0.0
     window = config.values.get("kv_window")
     records = []
     for probe in probes:

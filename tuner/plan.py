@@ -51,8 +51,10 @@ class Plan:
 
     @property
     def reference(self) -> ServingConfig:
-        """The configuration whose answers all others are held against."""
-        return self.config({**self.baseline, **adapters.REFERENCE_KNOBS})
+        """The configuration whose answers all others are held against: of `model`, and of whole prompts."""
+        whole = {"max_model_len": None} if "max_model_len" in self.space.parameters else {}
+        model = {"model": str(self.spec.model)} if self.spec.models else {}
+        return self.config({**self.baseline, **adapters.REFERENCE_KNOBS, **whole, **model})
 
     @property
     def reference_key(self) -> str:
@@ -73,9 +75,12 @@ class Plan:
 
 def make_plan(spec: StudySpec) -> Plan:
     """Read and check all that the study file names. Raises ValueError: one line naming the key or the file."""
-    for key, directory in (("model", spec.model), ("draft_model", spec.draft_model)):
+    for key, directory in (
+        ("model", spec.model), *(("models", path) for path in spec.models), ("draft_model", spec.draft_model)
+    ):  # fmt: skip
         if directory is not None and not (directory / "config.json").is_file():
             raise ValueError(f"{key}: {directory}: expected a checkpoint directory with config.json")
+    _check_models(spec)
     space = _space(spec)
     trace = load_trace(spec.traffic.trace, seed=spec.seed, vocab_size=_vocab_size(spec.model))
     windows = _windows(spec, trace)
@@ -97,14 +102,29 @@ def make_plan(spec: StudySpec) -> Plan:
     )
 
 
+def _check_models(spec: StudySpec) -> None:
+    """One probe and one trace must be the same tokens to all that may serve."""
+    named = [spec.model, *spec.models]
+    for number, path in enumerate(spec.models):
+        if path in named[: number + 1]:
+            raise ValueError(f"models: {path}: named twice")
+        if _vocab_size(path) != _vocab_size(spec.model):
+            raise ValueError(f"models: {path}: has another vocabulary than {spec.model}; expected the same tokenizer")
+        files = [directory / "tokenizer.json" for directory in (spec.model, path)]
+        if all(file.is_file() for file in files) and file_hash(files[0]) != file_hash(files[1]):
+            raise ValueError(f"models: {files[1]}: differs from {files[0]}; expected the same tokenizer")
+
+
 def _vocab_size(model: Path) -> int:
     """Tokens that a trace of mere lengths may draw its prompts from."""
     return _model_number(model, "vocab_size")
 
 
 def _longest_prompt(spec: StudySpec) -> int:
-    """Tokens of a prompt that the reference can answer."""
-    limit = spec.engine.settings.get("max_model_len") or _model_number(spec.model, "max_position_embeddings")
+    """Tokens of a prompt that every model can answer."""
+    limit = spec.engine.settings.get("max_model_len") or min(
+        _model_number(model, "max_position_embeddings") for model in (spec.model, *spec.models)
+    )
     return int(limit) - ANSWER_TOKENS
 
 
@@ -125,8 +145,14 @@ def config_of(spec: StudySpec, knobs: Mapping[str, Any]) -> ServingConfig:
 
 
 def _space(spec: StudySpec) -> SearchSpace:
-    """The search space; without a draft model only ngram has a depth to search."""
+    """The search space, and the model where there are several; without a draft model only ngram has a depth to
+    search."""
     space = load_space(spec.search_space)
+    if "model" in space.parameters:
+        raise ValueError("search_space: model: expected the checkpoints under models: in the study file")
+    if spec.models:
+        choices = ChoiceParameter((str(spec.model), *(str(path) for path in spec.models)))
+        space = SearchSpace({"model": choices, **space.parameters})
     if "synthetic_acceptance" in {*space.parameters, *spec.engine.settings}:
         raise ValueError(
             "synthetic_acceptance: text made with it is not the model's; a study would measure its quality"
@@ -144,6 +170,7 @@ def _space(spec: StudySpec) -> SearchSpace:
 
 def _baseline(spec: StudySpec, space: SearchSpace) -> dict[str, Any]:
     values = {**adapters.default_values(tuple(space.parameters)), **spec.engine.baseline}
+    values |= {"model": str(spec.model)} if spec.models else {}
     try:
         knobs = space.active(values)
     except ValueError as error:
@@ -217,4 +244,5 @@ def _hashes(spec: StudySpec) -> dict[str, str]:
     if spec.quality.probes is not None:
         files["quality.probes"] = spec.quality.probes
     hashes = {key: file_hash(path) for key, path in files.items()} | {"model": model_hash(spec.model)}
+    hashes |= {f"models.{number}": model_hash(path) for number, path in enumerate(spec.models)}
     return hashes | ({} if spec.draft_model is None else {"draft_model": model_hash(spec.draft_model)})

@@ -55,8 +55,8 @@ class Drift:
 
 
 def retune_when(results: StudyResults, found: Recommendation) -> RetuneWhen | None:
-    """None where there is no recommendation."""
-    if (trial := found.trial) is None:
+    """None where there is nothing to deploy."""
+    if (trial := found.trial) is None or not found.deployable:
         return None
     kept = results.provenance.get("traffic")
     return RetuneWhen(

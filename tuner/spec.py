@@ -143,6 +143,9 @@ class StudySpec(_Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Also the directory of its run.")
     model: Path = Field(description="Checkpoint directory (Hugging Face).")
+    models: tuple[Path, ...] = Field(
+        (), description="Checkpoints that may serve in place of `model`, with its tokenizer: searched like a knob."
+    )
     draft_model: Path | None = Field(None, description="Checkpoint that guesses tokens; the same tokenizer.")
     engine: EngineSpec = EngineSpec()  # type: ignore[call-arg]
     traffic: TrafficSpec
@@ -204,6 +207,7 @@ def _resolve_paths(spec: StudySpec, base: Path) -> StudySpec:
     return spec.model_copy(
         update={
             "model": absolute(spec.model),
+            "models": tuple((base / path).resolve() for path in spec.models),
             "draft_model": absolute(spec.draft_model),
             "search_space": space,
             "traffic": spec.traffic.model_copy(update={"trace": absolute(spec.traffic.trace)}),

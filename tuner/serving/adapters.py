@@ -55,7 +55,7 @@ def default_values(names: Sequence[str]) -> dict[str, Any]:
 
 def quality_key(config: ServingConfig) -> str:
     """Equal for configurations whose answers are equal up to rounding: paged reads and exact rejection sampling
-    make block size, batch, chunk and speculation depth irrelevant to quality."""
+    make block size, batch, chunk and speculation depth irrelevant to quality. The model counts where it is a knob."""
     engine = engine_config(config)
     names = QUALITY_KNOBS + (STEP_KNOBS if engine.kv_heavy_tokens else ())
     values = {name: getattr(engine, name) for name in names}
@@ -65,7 +65,7 @@ def quality_key(config: ServingConfig) -> str:
         values["weight_group_size"] = None
     if engine.prompt_truncation == "refuse":
         values["max_model_len"] = None
-    return "|".join(f"{name}={values[name]}" for name in names if name != "model")
+    return "|".join(f"{name}={values[name]}" for name in names if name != "model" or "model" in config.knobs)
 
 
 def for_probes(config: ServingConfig) -> ServingConfig:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from reports import knob_effects, knob_importances
-from reports.parts import Cell, Figure, Panels, Paragraph, Section, Table, word
-from reports.text import NONE, percent, whole_percent
+from reports import knob_effects, knob_importances, single_changes
+from reports.parts import Cell, Figure, Panels, Paragraph, Section, Table, verdict, word
+from reports.text import NONE, interval, knob_value, percent, plain, whole_percent
 from tuner.anova import Anova
 from tuner.scoring.metrics import Interval
 
@@ -14,6 +14,26 @@ MOST_PAIRS = 6
 """Interactions listed; the CSV table has all."""
 WORTH_A_PICTURE = 0.02
 """Share from which on the strongest interaction is drawn."""
+
+
+def changes(rows: Sequence[single_changes.Row]) -> Section:
+    """The recommendation with one change taken back at a time."""
+    figure = Figure(
+        "changes", single_changes.plot(rows),
+        "Goodput of baseline and recommended, and of the recommended configuration without each of its changes; the "
+        "table below holds the same values.",
+        "Goodput with 95 % intervals at the highest load held (hollow: none was; the lowest that was tried). What "
+        "stands near the recommended one is not needed there.",
+    )  # fmt: skip
+    columns = ("configuration", "baseline has", "recommended has", "load", "holds", "goodput (requests/s)")
+    table = Table(columns, tuple((row.configuration, _change(row)) for row in rows))
+    return Section("changes", "What each change buys", (figure, table))
+
+
+def _change(row: single_changes.Row) -> tuple[Cell, ...]:
+    values = (word(knob_value(row.knob, one) if row.knob else NONE) for one in (row.before, row.after))
+    load = Cell(f"{plain(row.time_scale)}x", row.time_scale)
+    return word(row.configuration), *values, load, verdict(row.holds), Cell(interval(row.goodput), row.goodput.value)
 
 
 def knobs(rows: Sequence[knob_effects.Row], found: Mapping[str, Anova]) -> Section:

@@ -19,6 +19,7 @@ from reports import (
     recall_grid,
     scenarios,
     sections,
+    single_changes,
     slo_compliance,
     speculation_domains,
     study_history,
@@ -28,7 +29,7 @@ from reports import (
     trial_table,
 )
 from reports.evidence import NOTHING, Evidence
-from reports.knob_section import knobs
+from reports.knob_section import changes, knobs
 from reports.parts import Section
 from reports.quality_section import quality
 from reports.template import render
@@ -82,6 +83,8 @@ def _sections(
         yield sections.latencies(curves)
     grid, domains = (one.info(results, number, evidence) for one in (recall_grid, speculation_domains))
     yield quality(quality_slices.info(results, number), grid, domains)
+    if taken_back := single_changes.info(results, recommendation):
+        yield changes(taken_back)
     yield knobs(knob_effects.info(results), knob_importances.analyses(results))
     yield protocol.robustness(scenarios.info(results, number))
     history, reasons = study_history.info(results), study_history.reasons(results)

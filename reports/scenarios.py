@@ -14,14 +14,16 @@ from tuner.results import StudyResults, TrialResult, ValidationResult
 from tuner.scoring.metrics import Interval, TrafficMetrics
 
 SEARCHED = "search"
-CALIBRATION = "calibration"
+CALIBRATION, ABLATION, VARIATION = "calibration", "ablation", "scenario"
+"""Purposes of measurements that are no test of a finalist as it is: the window of a variation says what was varied."""
 NAMES = {SEARCHED: "as searched", "holdout": "held-out traffic", "recorded_rate": "recorded rate"}
 OTHER = "other finalist"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One trial in one scenario. scenario: the purpose of the measurement, "search" for the trial itself.
+    """One trial in one scenario. scenario: the purpose of the measurement, "search" for the trial itself, or in words
+    what was varied of traffic or configuration (varied).
 
     offered, goodput: requests/s, None where the measurement failed. headroom: smallest share of an SLO class's bounds
     that is left, negative where missed. missed: constraints. failure: why there is no measurement, else "".
@@ -37,6 +39,7 @@ class Row:
     headroom: float | None
     missed: tuple[str, ...]
     failure: str
+    varied: bool = False
 
     @property
     def holds(self) -> bool:
@@ -46,7 +49,7 @@ class Row:
 
 def info(results: StudyResults, recommended: int | None) -> tuple[Row, ...]:
     """Rows by scenario in the order of measurement, the search first, then baseline, recommended and the others."""
-    again = [v for v in results.validations if v.purpose != CALIBRATION]
+    again = [v for v in results.validations if v.purpose not in (CALIBRATION, ABLATION)]
     finalists = {v.trial for v in again} | {failure.trial for failure in results.validation_failures}
     roles = {results.baseline.number: BASELINE} | ({} if recommended is None else {recommended: RECOMMENDED})
     rows = [_searched(t, results, roles) for t in results.trials if t.number in finalists and t.traffic is not None]
@@ -81,9 +84,10 @@ def _searched(trial: TrialResult, results: StudyResults, roles: dict[int, str]) 
 
 
 def _validated(one: ValidationResult, roles: dict[int, str]) -> Row:
-    missed = tuple(name for name, value in one.constraints.items() if value > 0)
-    return Row(one.purpose, one.trial, roles.get(one.trial, OTHER), one.window, one.time_scale,
-               one.traffic.offered_rate, one.traffic.goodput, headroom(one.traffic), missed, "")  # fmt: skip
+    missed, varied = tuple(name for name, value in one.constraints.items() if value > 0), one.purpose == VARIATION
+    scenario, window = (one.window, "tune") if varied else (one.purpose, one.window)
+    return Row(scenario, one.trial, roles.get(one.trial, OTHER), window, one.time_scale, one.traffic.offered_rate,
+               one.traffic.goodput, headroom(one.traffic), missed, "", varied)  # fmt: skip
 
 
 def _failed(results: StudyResults, roles: dict[int, str]) -> Iterator[Row]:

@@ -15,6 +15,8 @@ from tuner.results import StudyResults
 from tuner.scoring.metrics import ClassMetrics, Interval, TrafficMetrics
 
 CLASS, TENANT = "class", "tenant"
+OTHERS = (scenarios.CALIBRATION, scenarios.ABLATION, scenarios.VARIATION)
+"""Purposes of measurements of something else than the trial's configuration under its traffic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ def info(results: StudyResults, recommended: int | None) -> tuple[Row, ...]:
                 role, scenarios.name(scenarios.SEARCHED), trial.time_scale or results.time_scale, trial.traffic
             )
         for validation in results.validations:
-            if validation.trial == trial.number and validation.purpose != scenarios.CALIBRATION:
+            if validation.trial == trial.number and validation.purpose not in OTHERS:
                 rows += _rows(role, scenarios.name(validation.purpose), validation.time_scale, validation.traffic)
     order = {condition: place for place, condition in enumerate(dict.fromkeys(row.condition for row in rows))}
     return tuple(sorted(rows, key=lambda r: (r.group, r.name, order[r.condition], r.role != BASELINE)))

@@ -173,6 +173,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "tuner.recommend",
         "tuner.worth",
         "tuner.pareto",
+        "tuner.worth",
         "tuner.anova",
         "tuner.retune",
         SCORING,

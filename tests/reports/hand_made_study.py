@@ -127,6 +127,13 @@ def validation(number: int, purpose: str, scale: float, share: float) -> Validat
     return ValidationResult(number, purpose, window, scale, measured, constraints)
 
 
+def varied(purpose: str, name: str, scale: float, share: float) -> ValidationResult:
+    """A variation of the recommendation."""
+    rate = {4.0: 5.6, 3.5: 4.8}[scale]
+    like = validation(RECOMMENDED, purpose, scale, share)
+    return replace(like, window=name, traffic=traffic(rate * share, 0.4, share))
+
+
 def study(**changes: Any) -> StudyResults:
     values: Mapping[str, Any] = {
         "spec": spec(),
@@ -138,6 +145,12 @@ def study(**changes: Any) -> StudyResults:
             validation(RECOMMENDED, "holdout", 4.0, 0.962),
             validation(0, "recorded_rate", 1.0, 0.995),
             validation(RECOMMENDED, "recorded_rate", 1.0, 0.998),
+            varied("ablation", "without kv_cache_dtype", 4.0, 0.5),
+            varied("ablation", "without kv_cache_dtype", 3.5, 0.97),
+            varied("ablation", "without num_speculative_tokens", 4.0, 0.98),
+            varied("ablation", "without max_num_seqs", 4.0, 0.3),
+            varied("scenario", "the requests in another order", 4.0, 0.96),
+            varied("scenario", "next to it: max_num_seqs 32", 4.0, 0.4),
         ),
         "time_scale": 4.0,
         "environment": {"cpu": "2 cores", "python": "3.11.7", "versions": {"torch": "2.13.0", "optuna": "5.0.0"}},

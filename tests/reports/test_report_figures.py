@@ -22,6 +22,7 @@ from reports import (
     quality_slices,
     recall_grid,
     scenarios,
+    single_changes,
     slo_compliance,
     speculation_domains,
     study_history,
@@ -131,10 +132,27 @@ def test_scenarios_hold_every_validation_and_every_failure(results: StudyResults
         ("holdout", 9, "recommended", True),
         ("recorded_rate", 0, "baseline", True),
         ("recorded_rate", 9, "recommended", True),
+        ("the requests in another order", 9, "recommended", True),
+        ("next to it: max_num_seqs 32", 9, "recommended", False),
         ("repeat", 3, "other finalist", False),
     ]
+    assert [row.varied for row in rows[-4:]] == [False, True, True, False]
     assert rows[-1].failure == "engine_hung: no token for 30 s" and rows[-1].goodput is None
     assert [row.time_scale for row in scenarios.calibration(results)] == [2.0, 4.0]
+
+
+def test_a_change_is_worth_what_the_rest_holds_without_it(results: StudyResults) -> None:
+    rows = single_changes.info(results, recommendation(results))
+    assert [(row.configuration, row.before, row.after, row.time_scale, row.holds) for row in rows] == [
+        ("baseline", None, None, 4.0, False),
+        ("recommended", None, None, 4.0, True),
+        ("without max_num_seqs", 16, 64, 4.0, False),
+        ("without kv_cache_dtype", "auto", "int8", 3.5, True),
+        ("without num_speculative_tokens", 0, 3, 4.0, True),
+    ]
+    assert rows[3].goodput.value == pytest.approx(4.8 * 0.97)
+    assert single_changes.info(results, recommendation(results, None)) == ()
+    assert single_changes.info(study(validations=()), recommendation(results)) == ()
 
 
 def test_how_sure_says_what_was_proven(results: StudyResults) -> None:

@@ -70,12 +70,13 @@ def test_one_file_that_names_no_other(tmp_path: Path, results: StudyResults) -> 
 def test_sections_come_in_the_order_of_a_decision(tmp_path: Path, results: StudyResults) -> None:
     found = page(tmp_path, results, recommendation(results), evidence(results))
     order = ["Deploy trial 9", "How sure is it", "Baseline against recommended", "Goodput, quality and tail latency",
-             "SLO compliance", "Latency distributions", "Quality by slice", "What each knob does", "Robustness",
-             "Course of the study", "Trials", "What was measured where", "Doubts and advice"]  # fmt: skip
+             "SLO compliance", "Latency distributions", "Quality by slice", "What each change buys",
+             "What each knob does", "Robustness", "Course of the study", "Trials", "What was measured where",
+             "Doubts and advice"]  # fmt: skip
     places = [found.text.index(order[0])] + [found.text.index(f"\n{heading}\n") for heading in order[1:]]
     assert places == sorted(places)
     links = [a["href"] for tag, a in found.tags if tag == "a"]
-    assert links == [f"#{a['id']}" for tag, a in found.tags if tag == "section"] and len(links) == 12
+    assert links == [f"#{a['id']}" for tag, a in found.tags if tag == "section"] and len(links) == 13
 
 
 def test_every_figure_is_valid_json_with_a_text_alternative(tmp_path: Path, results: StudyResults) -> None:
@@ -85,7 +86,7 @@ def test_every_figure_is_valid_json_with_a_text_alternative(tmp_path: Path, resu
     places = [a["id"] for _, a in found.tags if a.get("role") == "img"]
     assert len(figures) == len(labels) == len(set(places))
     assert {"plot-pareto", "plot-tail", "plot-slo", "plot-latency-3", "plot-quality", "plot-recall-baseline",
-            "plot-speculation", "plot-knob-5", "plot-importance", "plot-scenarios", "plot-history",
+            "plot-speculation", "plot-knob-5", "plot-importance", "plot-changes", "plot-scenarios", "plot-history",
             "plot-timeline"} <= set(places)  # fmt: skip
     assert all(figure["data"] for figure in figures) and all(labels)
 

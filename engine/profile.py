@@ -56,7 +56,9 @@ def profile_of(records: Iterable[Setting | TimedStep]) -> Profile:
     known = {name: timed for name, timed in steps.items() if len(timed) >= MIN_STEPS}
     if setting is None or not known:
         raise ValueError(f"profile: expected at least {MIN_STEPS} timed steps of a precision")
-    models = {name: fit((s.counts for s in timed), (s.seconds for s in timed)) for name, timed in known.items()}
+    models: dict[str, StepModel] = {}
+    for weights in {name.split("/")[0] for name in known}:
+        models |= fit({n: [(s.counts, s.seconds) for s in t] for n, t in known.items() if n.split("/")[0] == weights})
     guesses = [pair for timed in steps.values() for step in timed for pair in step.guesses]
     return Profile(setting.compute_dtype, setting.max_model_len, setting.model_window, models, acceptance(guesses))
 

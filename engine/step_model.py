@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -20,10 +20,15 @@ COUNTS = (
 equal rows, pages within a factor of two). context: tokens in the pages that the sequences see. pairs: rows x context,
 by sequence. draft_*: the same of the draft model, over all its passes."""
 NO_DRAFTS = (0, 0, 0)
+OWN = ("steps", "rows", "context")
+"""Coefficients that depend on how keys and values are stored."""
+_OWN = tuple(name in OWN for name in COUNTS)
 HUBER = 0.1
 """Relative error beyond which a timed step weighs less: one slow moment of the machine must not bend the fit."""
 REWEIGHTINGS = 5
 Counts = tuple[float, ...]
+Sample = tuple[Counts, float]
+"""What a step computed, and its seconds."""
 
 
 class StepModel(msgspec.Struct, frozen=True):
@@ -93,16 +98,32 @@ def precision(config: EngineConfig) -> str:
     return f"{config.weight_dtype}/{config.kv_cache_dtype}"
 
 
-def fit(counts: Iterable[Counts], seconds: Iterable[float]) -> StepModel:
-    """Non-negative least squares on relative errors under Huber's loss. Raises ValueError for fewer than two steps."""
-    table, times = np.array(list(counts), float), np.array(list(seconds), float)
-    if len(times) < 2:
-        raise ValueError(f"fit: expected at least two timed steps, given {len(times)}")
-    scales = np.maximum(table.max(0), 1.0)
-    relative = table / scales / times[:, None]
-    weights = np.ones(len(times))
+def fit(samples: Mapping[str, Sequence[Sample]]) -> dict[str, StepModel]:
+    """A model of each precision, fitted together: OWN coefficients are each one's, the others are common to all.
+
+    Non-negative least squares on relative errors under Huber's loss. Raises ValueError for fewer than two steps.
+    """
+    if sum(map(len, samples.values())) < 2:
+        raise ValueError("fit: expected at least two timed steps")
+    columns = {name: [index + len(COUNTS) * number * own for index, own in enumerate(_OWN)]
+               for number, name in enumerate(samples)}  # fmt: skip
+    rows = [(columns[name], counts, seconds) for name, timed in samples.items() for counts, seconds in timed]
+    relative = np.zeros((len(rows), len(COUNTS) * len(samples)))
+    for row, (places, counts, seconds) in enumerate(rows):
+        relative[row, places] = np.array(counts) / seconds
+    scales = np.maximum(relative.max(0), 1e-12)
+    relative /= scales
+    weights = np.ones(len(rows))
     for _ in range(REWEIGHTINGS):
         solution, _ = nnls(relative * weights[:, None], weights)
         errors = np.abs(relative @ solution - 1)
         weights = 1 / np.sqrt(np.maximum(errors / HUBER, 1))
-    return StepModel(tuple((solution / scales).tolist()), float(errors.mean()), len(times))
+    solution /= scales
+    found, first = {}, 0
+    for name, timed in samples.items():
+        own = errors[first : first + len(timed)]
+        first += len(timed)
+        found[name] = StepModel(
+            tuple(solution[columns[name]].tolist()), float(own.mean()) if len(own) else 0.0, len(own)
+        )
+    return found

@@ -23,7 +23,10 @@ PRECISION_KNOBS = ("weight_dtype", "kv_cache_dtype")
 
 
 def profiled_knobs(space: SearchSpace, baseline: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Knobs of the replays: each precision of the space, with whole prompts and with chunks, and at full depth."""
+    """Knobs of the replays: each precision of the space, and two of them also in chunks and at full depth.
+
+    What a chunk or a guess costs beyond its reading is common to all precisions (step_model.OWN).
+    """
     choices: list[list[tuple[str, Any]]] = []
     for name in PRECISION_KNOBS:
         parameter = space.parameters.get(name)
@@ -33,13 +36,14 @@ def profiled_knobs(space: SearchSpace, baseline: Mapping[str, Any]) -> list[dict
     deepest = depth.high if isinstance(depth, IntParameter) else 0
     if isinstance(depth, ChoiceParameter):
         deepest = max(value for value in depth.choices if isinstance(value, int))
-    found = []
-    for precision in itertools.product(*choices):
-        knobs = {**baseline, **dict(precision), "max_num_seqs": 64, "num_speculative_tokens": 0}
-        knobs["max_num_batched_tokens"] = max(int(baseline.get("max_num_batched_tokens", 512)), 64)
-        found += [knobs, {**knobs, "prefill_chunk_size": CHUNK}]
+    precisions = [dict(precision) for precision in itertools.product(*choices)]
+    roomy = {**baseline, "max_num_seqs": 64, "num_speculative_tokens": 0, "prefill_chunk_size": None}
+    roomy["max_num_batched_tokens"] = max(int(baseline.get("max_num_batched_tokens", 512)), 64)
+    found = [{**roomy, **precision} for precision in precisions]
+    for precision in precisions[:1] + precisions[1:][-1:]:
+        found.append({**roomy, **precision, "prefill_chunk_size": CHUNK})
         if deepest:
-            found.append({**knobs, "num_speculative_tokens": deepest})
+            found.append({**roomy, **precision, "num_speculative_tokens": deepest})
     return found
 
 

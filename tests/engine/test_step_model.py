@@ -69,9 +69,30 @@ def test_a_fit_finds_planted_coefficients(planted: list[float], seed: int) -> No
     counts = rng.uniform(0, [1, 500, 64, 6, 30_000, 60_000, 4, 80, 20_000], (200, 9)).round()
     counts[:, 0] = 1
     seconds = counts @ np.array(planted) + 1e-3
-    found = fit(map(tuple, counts.tolist()), seconds.tolist())
+    found = fit({"a": list(zip(map(tuple, counts.tolist()), seconds.tolist(), strict=True))})["a"]
     expected = [planted[0] + 1e-3, *planted[1:]]
     assert found.coefficients == pytest.approx(expected, rel=1e-3, abs=1e-9) and found.error < 1e-6
+
+
+def test_precisions_share_what_storage_does_not_change() -> None:
+    """Few steps of one of them, none with a draft model: the other says what a draft model costs."""
+    rng = np.random.default_rng(1)
+    scales = [1, 500, 64, 6, 30_000, 60_000, 4, 80, 20_000]
+    common = np.array([0.0, 0.0, 1e-4, 3e-4, 0.0, 5e-8, 1e-3, 1e-5, 2e-6])
+    own = {"a": [1e-3, 6e-5, 1e-6], "b": [2e-3, 7e-5, 3e-6]}
+    samples, planted = {}, {}
+    for name, steps in (("a", 300), ("b", 25)):
+        planted[name] = common.copy()
+        planted[name][[0, 1, 4]] = own[name]
+        counts = rng.uniform(0, scales, (steps, 9)).round()
+        counts[:, 0] = 1
+        if name == "b":
+            counts[:, 6:] = 0
+        samples[name] = list(zip(map(tuple, counts.tolist()), (counts @ planted[name]).tolist(), strict=True))
+    found = fit(samples)
+    for name in own:
+        assert found[name].coefficients == pytest.approx(planted[name].tolist(), rel=1e-3, abs=1e-9)
+    assert (found["a"].samples, found["b"].samples) == (300, 25)
 
 
 def test_slow_moments_of_the_machine_do_not_bend_it() -> None:
@@ -79,7 +100,7 @@ def test_slow_moments_of_the_machine_do_not_bend_it() -> None:
     counts = [(1.0, rows, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0) for rows in rng.integers(1, 400, 200).tolist()]
     seconds = [0.004 + 5e-5 * row[1] for row in counts]
     slowed = [time * (5 if index % 10 == 0 else 1) for index, time in enumerate(seconds)]
-    found = fit(counts, slowed)
+    found = fit({"a": list(zip(counts, slowed, strict=True))})["a"]
     error = max(abs(found.seconds(row) / time - 1) for row, time in zip(counts, seconds, strict=True))
     assert error < 0.05 and found.samples == 200
 
@@ -87,7 +108,9 @@ def test_slow_moments_of_the_machine_do_not_bend_it() -> None:
 def test_no_coefficient_is_negative() -> None:
     """More rows in less time is noise, not a law."""
     counts = [(1.0, float(rows), *[0.0] * 7) for rows in range(1, 40)]
-    assert fit(counts, [0.01 - 1e-4 * row[1] for row in counts]).coefficients[1] == 0.0
+    assert fit({"a": [(row, 0.01 - 1e-4 * row[1]) for row in counts]})["a"].coefficients[1] == 0.0
+    with pytest.raises(ValueError, match="at least two timed steps"):
+        fit({"a": [(counts[0], 1.0)]})
     with pytest.raises(ValueError, match="expected 9 numbers of at least 0"):
         StepModel((-1.0, *[0.0] * 8))
 

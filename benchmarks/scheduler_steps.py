@@ -34,7 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-PROFILE = Profile("float32", LONG, None, {"auto/auto": StepModel((0.0,) * len(COUNTS))})
+PROFILE = Profile("float32", {"none/auto/auto": StepModel((0.0,) * len(COUNTS))})
 """Steps take no time: the runner counts what they compute and says a token a sampled row."""
 PARAMS = SamplingParams(max_tokens=LONG - 128, stop_token_ids=(1, 2))
 SHORT = SamplingParams(max_tokens=64, stop_token_ids=(1, 2))
@@ -46,7 +46,9 @@ def engine_of(settings: dict[str, Any]) -> LLMEngine:
 
 
 def config_of(settings: dict[str, Any]) -> EngineConfig:
-    return EngineConfig(model="none", max_num_seqs=SEQUENCES, max_num_batched_tokens=512, **settings)
+    return EngineConfig(
+        model="none", max_model_len=LONG, max_num_seqs=SEQUENCES, max_num_batched_tokens=512, **settings
+    )
 
 
 def scheduler_loop(settings: dict[str, Any]) -> Callable[[], object]:

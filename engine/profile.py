@@ -20,15 +20,13 @@ Measured on the bundled engine: 0.9 to 2 ms both ways together."""
 
 
 class Profile(msgspec.Struct, frozen=True):
-    """compute_dtype: what dtype auto is. max_model_len, model_window: see llm_engine.Runner. models: by precision.
+    """compute_dtype: what dtype auto is. models: by step_model.precision.
 
     acceptance: probability that guess 1, 2, … stands, given that those before it did. ingress, egress: seconds from the
     client to the queue, and from the end of a step to the client.
     """
 
     compute_dtype: str
-    max_model_len: int
-    model_window: int | None
     models: dict[str, StepModel]
     acceptance: tuple[float, ...] = ()
     ingress: float = CLIENT_SECONDS
@@ -57,10 +55,11 @@ def profile_of(records: Iterable[Setting | TimedStep]) -> Profile:
     if setting is None or not known:
         raise ValueError(f"profile: expected at least {MIN_STEPS} timed steps of a precision")
     models: dict[str, StepModel] = {}
-    for weights in {name.split("/")[0] for name in known}:
-        models |= fit({n: [(s.counts, s.seconds) for s in t] for n, t in known.items() if n.split("/")[0] == weights})
+    for weights in {name.rpartition("/")[0] for name in known}:
+        alike = {name: timed for name, timed in known.items() if name.rpartition("/")[0] == weights}
+        models |= fit({name: [(step.counts, step.seconds) for step in timed] for name, timed in alike.items()})
     guesses = [pair for timed in steps.values() for step in timed for pair in step.guesses]
-    return Profile(setting.compute_dtype, setting.max_model_len, setting.model_window, models, acceptance(guesses))
+    return Profile(setting.compute_dtype, models, acceptance(guesses))
 
 
 def acceptance(guesses: Iterable[tuple[int, int]]) -> tuple[float, ...]:

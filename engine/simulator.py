@@ -54,17 +54,17 @@ class Answer(msgspec.Struct):
 
 
 class SimulatedRunner:
-    """Passes a step's time on a virtual clock. now: seconds.
+    """Passes a step's time on a virtual clock. now: seconds. num_blocks: pages, where there is no checkpoint to ask.
 
     Raises ValueError for a configuration whose precision was not profiled, and for one that buys no page.
     """
 
     def __init__(self, config: EngineConfig, profile: Profile, num_blocks: int | None = None) -> None:
         self.now = 0.0
-        self.max_model_len = config.max_model_len or profile.max_model_len
-        self.model_window = profile.model_window
-        self._profile = profile
-        self._given_blocks = num_blocks
+        self._profile, self._given_blocks = profile, num_blocks
+        shapes = [] if num_blocks is not None else [_shape(name) for name in (config.model, config.draft_model) if name]
+        self.max_model_len = config.max_model_len or min(shape.max_positions for shape in shapes)
+        self.model_window = shapes[0].window if shapes else None
         self._configure(config)
 
     def reconfigure(self, config: EngineConfig) -> None:

@@ -23,12 +23,10 @@ Guesses = tuple[tuple[int, int], ...]
 
 
 class Setting(msgspec.Struct, frozen=True, tag=True):
-    """What the steps after it ran under. precision: see step_model. Lengths in tokens."""
+    """What the steps after it ran under. precision: see step_model. compute_dtype: what dtype auto became."""
 
     precision: str
     compute_dtype: str
-    max_model_len: int
-    model_window: int | None
 
 
 class TimedStep(msgspec.Struct, frozen=True, tag=True):
@@ -61,7 +59,7 @@ class CountedRunner:
 
     def _configure(self, config: EngineConfig) -> None:
         self._config, self._counter = config, StepCounter(config, self.model_window)
-        self._file.write(pack(Setting(precision(config), self._dtype, self.max_model_len, self.model_window)))
+        self._file.write(pack(Setting(precision(config), self._dtype)))
 
     def reconfigure(self, config: EngineConfig) -> None:
         self._runner.reconfigure(config)

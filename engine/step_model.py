@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -95,7 +96,7 @@ class StepCounter:
 
 def precision(config: EngineConfig) -> str:
     """What the coefficients depend on: one model each."""
-    return f"{config.weight_dtype}/{config.kv_cache_dtype}"
+    return f"{Path(config.model).name}/{config.weight_dtype}/{config.kv_cache_dtype}"
 
 
 def fit(samples: Mapping[str, Sequence[Sample]]) -> dict[str, StepModel]:

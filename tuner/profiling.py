@@ -19,7 +19,7 @@ REQUESTS = 48
 SECONDS = 1.2
 """A profiling replay offers REQUESTS of the traffic in so many seconds, or in their own time if that is less."""
 CHUNK = 48
-PRECISION_KNOBS = ("weight_dtype", "kv_cache_dtype")
+PRECISION_KNOBS = ("model", "weight_dtype", "kv_cache_dtype")
 
 
 def profiled_knobs(space: SearchSpace, baseline: Mapping[str, Any]) -> list[dict[str, Any]]:

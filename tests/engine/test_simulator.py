@@ -31,7 +31,7 @@ def machine(**seconds: float) -> StepModel:
 
 def profile(model: StepModel, **changes: Any) -> Profile:
     values = {"acceptance": (), "ingress": 0.0, "egress": 0.0, **changes}
-    return Profile("float32", 512, None, {"auto/auto": model}, **values)
+    return Profile("float32", {"tiny-llama0/auto/auto": model}, **values)
 
 
 def config(model: Path, **settings: Any) -> EngineConfig:
@@ -154,7 +154,7 @@ def test_names_of_blocks_may_be_kept_between_simulations(tiny_llama: Path) -> No
 
 
 def test_what_was_not_profiled_is_not_simulated(tiny_llama: Path) -> None:
-    with pytest.raises(ValueError, match="no step times for auto/int8, only for auto/auto"):
+    with pytest.raises(ValueError, match="no step times for tiny-llama0/auto/int8, only for tiny-llama0/auto/auto"):
         SimulatedRunner(config(tiny_llama, kv_cache_dtype="int8"), profile(machine()))
 
 

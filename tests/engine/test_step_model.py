@@ -21,7 +21,7 @@ from engine.speculative.catching_up import DraftSpan, draft_spans
 from engine.step_log import Setting, TimedStep, read_step_log
 from engine.step_model import StepCounter, StepModel, fit
 
-SETTING = Setting("auto/auto", "float32", 512, None)
+SETTING = Setting("m/auto/auto", "float32")
 
 
 def item(start: int, num_tokens: int, pages: int, num_drafts: int = 0, drafted: int = 0) -> ScheduledSequence:
@@ -137,12 +137,12 @@ def timed(rows: int, seconds: float) -> TimedStep:
 
 def test_a_profile_has_a_model_of_each_precision_that_ran_long_enough() -> None:
     records: list[Setting | TimedStep] = [SETTING, *(timed(rows, 0.01 + 0.001 * rows) for rows in range(1, 60))]
-    records += [Setting("auto/int8", "float32", 512, None), timed(1, 1.0)]
+    records += [Setting("m/auto/int8", "float32"), timed(1, 1.0)]
     found = profile_of(records)
-    assert list(found.models) == ["auto/auto"] and (found.compute_dtype, found.max_model_len) == ("float32", 512)
+    assert list(found.models) == ["m/auto/auto"] and found.compute_dtype == "float32"
     counts = (1.0, 100.0, 1.0, 1.0, *[0.0] * 5)
-    assert found.models["auto/auto"].seconds(counts) == pytest.approx(0.11, rel=0.01)
-    assert found.slower(2.0).models["auto/auto"].seconds(counts) == pytest.approx(0.22, rel=0.01)
+    assert found.models["m/auto/auto"].seconds(counts) == pytest.approx(0.11, rel=0.01)
+    assert found.slower(2.0).models["m/auto/auto"].seconds(counts) == pytest.approx(0.22, rel=0.01)
     with pytest.raises(ValueError, match="at least 30 timed steps"):
         profile_of(records[-2:])
     with pytest.raises(ValueError, match="at least 30 timed steps"):
@@ -161,7 +161,7 @@ async def test_a_logged_engine_writes_what_it_computes(tiny_llama: Path, tiny_dr
             await ask(prompt=list(range(10, 50)), max_tokens=8)
     records = list(read_step_log(log))
     assert [type(r).__name__ for r in records if isinstance(r, Setting)] == ["Setting"] * 2
-    assert records[0] == SETTING
+    assert records[0] == Setting(f"{tiny_llama.name}/auto/auto", "float32")
     turn = next(i for i, record in enumerate(records[1:], 1) if isinstance(record, Setting))
     plain = [record for record in records[1:turn] if isinstance(record, TimedStep)]
     # A prompt of 40 in chunks of 16, then seven more tokens; the pages are of 16 too.

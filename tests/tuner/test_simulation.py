@@ -37,7 +37,7 @@ def load(requests: list[Request], time_scale: float = 1.0, drain: float = 10.0) 
 def simulator(requests: list[Request], *coefficients: float) -> Simulator:
     """Seconds of a step, of a row."""
     model = StepModel((*coefficients, *[0.0] * (9 - len(coefficients))))
-    profile = Profile("float32", 4096, None, {"auto/auto": model}, ingress=0.0, egress=0.0)
+    profile = Profile("float32", {"model/auto/auto": model}, ingress=0.0, egress=0.0)
     return Simulator(profile, {r.id: tuple(t for t in r.prompt if isinstance(t, int)) for r in requests})
 
 

@@ -76,7 +76,7 @@ MIXES = {
         slos={"chat": {"ttft": 0.15, "tpot": 0.02, "attainment": 0.9}, "docs": {"ttft": 0.6, "attainment": 0.9}},
     ),
     "documents": Mix(
-        documents=0.4, longest=450, rate=12.0, cv=1.0, requests=72,
+        documents=0.4, longest=450, rate=12.0, cv=1.0, requests=48,
         slos={"chat": {"ttft": 0.12, "tpot": 0.02, "attainment": 0.9}, "docs": {"ttft": 0.35, "attainment": 0.9}},
     ),
 }  # fmt: skip
@@ -202,7 +202,7 @@ def measure(name: str, rig: Rig) -> None:
     if not lines:
         rig.write(_header(name, rig.plan))
     done = {json.dumps(line["knobs"]): line for line in lines if "rungs" in line}
-    first = 14
+    first = 16
     for number, knobs in enumerate(configurations()):
         if (known := done.get(json.dumps(knobs))) is None:
             start = time.monotonic()

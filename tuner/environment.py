@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -42,18 +42,24 @@ def cpu_pressure() -> float | None:
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes (16 hex digits)."""
-    return _hash([path])
+    return _hash((path,))
 
 
 def model_hash(directory: Path) -> str:
     """SHA-256 (16 hex digits) of a checkpoint's weights and JSON files, names included."""
-    return _hash(sorted(path for pattern in MODEL_FILES for path in directory.glob(pattern)))
+    return _hash(tuple(sorted(path for pattern in MODEL_FILES for path in directory.glob(pattern))))
 
 
-def _hash(paths: Iterable[Path]) -> str:
+def _hash(paths: tuple[Path, ...]) -> str:
+    return _content_hash(tuple((path, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths))
+
+
+@lru_cache
+def _content_hash(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """files: path, bytes, time of the last change. A plan is made more than once a run, and checkpoints are large."""
     digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+    for path, size, _ in files:
+        digest.update(f"{path.name}\0{size}\0".encode())
         with path.open("rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)

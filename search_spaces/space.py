@@ -150,6 +150,10 @@ class SearchSpace:
             kept[name] = values[name]
         return kept
 
+    def least(self) -> dict[str, Value]:
+        """The lowest value of each parameter, or its first choice: what to give where something must be given."""
+        return {n: p.choices[0] if isinstance(p, ChoiceParameter) else p.low for n, p in self.parameters.items()}
+
     def without(self, *names: str) -> SearchSpace:
         """The space without these parameters and without those whose condition needs one of them."""
         gone = set(names)

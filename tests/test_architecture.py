@@ -60,6 +60,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "tuner.worth": ("tuner.results", SCORING),
     "tuner.reasons": ("tuner.results", "tuner.worth", SCORING),
     "tuner.recommend": ("tuner.results", "tuner.scored", "tuner.reasons", "tuner.worth", SCORING),
+    "tuner.warm_start": ("tuner.plan", "tuner.recommend", "tuner.results", "tuner.store"),
     "tuner.retune": ("tuner.recommend", "tuner.worth", "tuner.results", "tuner.serving.measurement", TRAFFIC),
     "tuner.verification": (
         "tuner.results",

@@ -79,8 +79,7 @@ def neighbours(space: SearchSpace, knobs: Mapping[str, Any]) -> Iterator[tuple[s
         around = (value // 2, value * 2) if parameter.log else (value - parameter.step, value + parameter.step)
         for other in around:
             if parameter.contains(other):
-                values = {key: _some(p) for key, p in space.parameters.items()} | {**knobs, name: other}
-                yield f"{name} {other}", space.active(values)
+                yield f"{name} {other}", space.active({**space.least(), **knobs, name: other})
 
 
 def shuffled(load: Load) -> Load:
@@ -93,14 +92,8 @@ def shuffled(load: Load) -> Load:
 
 def _without(space: SearchSpace, knob: str, chosen: TrialResult, baseline: TrialResult) -> dict[str, Any]:
     """The chosen knobs with this one as in the baseline, and what that makes active or inert."""
-    defaults = {key: _some(parameter) for key, parameter in space.parameters.items()} | dict(baseline.knobs)
-    values = defaults | dict(chosen.knobs)
-    values[knob] = baseline.knobs.get(knob, defaults[knob])
-    return space.active(values)
-
-
-def _some(parameter: Any) -> Any:
-    return parameter.low if hasattr(parameter, "low") else parameter.choices[0]
+    defaults = {**space.least(), **baseline.knobs}
+    return space.active({**defaults, **chosen.knobs, knob: defaults[knob]})
 
 
 def _valid(name: str, purpose: Purpose, config: ServingConfig) -> Iterator[Variation]:

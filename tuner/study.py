@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -42,9 +42,17 @@ class Session:
 
 
 def run_study(
-    spec: StudySpec, store: Store, testbed: Testbed, report: Reporter, environment: Mapping[str, Any], resume: bool
+    spec: StudySpec,
+    store: Store,
+    testbed: Testbed,
+    report: Reporter,
+    environment: Mapping[str, Any],
+    resume: bool,
+    first: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Run or resume the study to the end of its budget; every measurement is in `store` before it is scored.
+
+    first: knobs of the first trials of a new study, see warm_start.
 
     Raises ValueError for users' mistakes, a changed study file among them, and ServingError when not even the
     reference can be measured or MAX_BROKEN trials in a row broke for reasons outside their configuration.
@@ -59,7 +67,7 @@ def run_study(
             _reconcile(session, reference)
             report.resumed(_earlier(session))
             scale = time_scale(session.bench)
-            _search(session, reference, scale)
+            _search(session, reference, scale, first)
             validate(session.bench)
             if spec.budget.examine:
                 examine(session.bench)
@@ -138,12 +146,16 @@ def _earlier(session: Session) -> dict[int, Outcome]:
     }
 
 
-def _search(session: Session, reference: tuple[ProbeRecord, ...], start: float) -> None:
-    """Baseline first, then trials until the budget is spent. start: the load of the first."""
+def _search(
+    session: Session, reference: tuple[ProbeRecord, ...], start: float, first: Sequence[Mapping[str, Any]]
+) -> None:
+    """Baseline first, then `first`, then trials until the budget is spent. start: the load of the first."""
     plan, study, climb = session.bench.plan, session.study, Climb(session.bench, reference)
     spec = plan.spec
     if not study.get_trials(deepcopy=False):
         _add_baseline(session, climb, start)
+        for knobs in first:
+            study.enqueue_trial(dict(knobs))
     in_a_row = 0
     while (why := _stop(session)) is None:
         proposal = search.ask(study, plan.space, plan.baseline, spec.seed, spec.budget.startup_trials)

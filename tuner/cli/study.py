@@ -83,6 +83,9 @@ def run(
     out: Annotated[Path, typer.Option(help="Directory of runs; this one goes to OUT/NAME.")] = Path("runs"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a study that was interrupted.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete an earlier run of this name first.")] = False,
+    warm_start: Annotated[
+        Path | None, typer.Option(help="Measure first what an earlier run, such as runs/demo, recommended.")
+    ] = None,
 ) -> None:
     """Tune an engine: search, recommendation, report and deploy files under OUT/NAME.
 
@@ -100,14 +103,14 @@ def run(
         raise ValueError(
             f"{directory}: study {spec.name!r} exists; expected --resume to go on or --fresh to start over"
         )
-    execute(study, spec, directory, resume)
+    execute(study, spec, directory, resume, warm_start)
 
 
-def execute(file: Path, spec: StudySpec, directory: Path, resume: bool) -> None:
+def execute(file: Path, spec: StudySpec, directory: Path, resume: bool, warm_start: Path | None = None) -> None:
     """Run or resume a study, and hand over what came of it; Ctrl-C and SIGTERM end it with the line that goes on."""
     try:
         with stopping():
-            _run_study(spec, directory, resume)
+            _run_study(spec, directory, resume, warm_start)
     except KeyboardInterrupt:
         where = "" if file.parent == directory else f" --out {directory.parent}"
         subject = directory if file.parent == directory else file
@@ -126,7 +129,7 @@ def stopping() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _run_study(spec: StudySpec, directory: Path, resume: bool) -> None:
+def _run_study(spec: StudySpec, directory: Path, resume: bool, warm_start: Path | None) -> None:
     import yaml
 
     from tuner.console import StudyConsole
@@ -135,20 +138,24 @@ def _run_study(spec: StudySpec, directory: Path, resume: bool) -> None:
     from tuner.serving.testbed import EngineSettings, LiveTestbed
     from tuner.store import Store
     from tuner.study import run_study
+    from tuner.warm_start import first_trials, offers
 
-    make_plan(spec)  # a mistake in the study file must not leave a run behind
+    plan, machine = make_plan(spec), environment()  # a mistake in the study file must not leave a run behind
+    first = first_trials(warm_start, plan, machine) if warm_start is not None else []
     directory.mkdir(parents=True, exist_ok=True)
     if not resume:  # a resumed study keeps the file it began with
         text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
         (directory / STUDY_FILE).write_text(text, "utf-8")
-    engine, machine = spec.engine, environment()
+    engine = spec.engine
     settings = EngineSettings(directory, engine.launcher, engine.launch_timeout, engine.hang_timeout)
     with (
         Store(directory / DATABASE) as store,
         StudyConsole(spec) as console,
         LiveTestbed(settings, machine, console.phase) as testbed,
     ):
-        run_study(spec, store, testbed, console, machine, resume)
+        if not resume and warm_start is None and (earlier := offers(directory.parent, plan, machine)):
+            console.note(f"{earlier[-1]} tuned the same model on this machine: --warm-start {earlier[-1]} begins there")
+        run_study(spec, store, testbed, console, machine, resume, first)
 
 
 def _finish(directory: Path) -> None:

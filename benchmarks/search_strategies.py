@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import optuna
+import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
@@ -52,12 +53,14 @@ class Strategy(Protocol):
 
 
 class Library:
-    """A sampler of Optuna. Goodput and quality are its objectives, the worst SLO and the worst floor its constraints;
-    a repeat is told as FAIL, which no sampler sees, and asked anew; a crash is what each sampler learns from."""
+    """A sampler of Optuna. Goodput and quality are its objectives (GPSampler's: goodput, as several take it minutes a
+    study), the worst SLO and the worst floor its constraints. A repeat is told as FAIL, which no sampler sees, and
+    asked anew. A crash is told as PRUNED with its constraints, from which TPE learns and the others do not."""
 
-    def __init__(self, table: Table, sampler: BaseSampler, crash: TrialState, seed: int) -> None:
-        self._table, self._crash, self._rng = table, crash, random.Random(seed)
-        self._study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
+    def __init__(self, table: Table, sampler: BaseSampler, seed: int) -> None:
+        self._table, self._rng = table, random.Random(seed)
+        self._objectives = 1 if isinstance(sampler, GPSampler) else 2
+        self._study = optuna.create_study(directions=["maximize"] * self._objectives, sampler=sampler)
         self._trial: optuna.Trial | None = None
         self._tried: set[str] = set()
 
@@ -75,8 +78,8 @@ class Library:
         self._tried.add(key(outcome.knobs))
         slo = max((v for name, v in outcome.constraints.items() if name.startswith("slo:")), default=CAP)
         floor = max((v for name, v in outcome.constraints.items() if name.startswith("quality:")), default=CAP)
-        state = TrialState.COMPLETE if outcome.constraints else self._crash
-        values = (outcome.goodput, outcome.quality) if state is TrialState.COMPLETE else None
+        state = TrialState.COMPLETE if outcome.constraints else TrialState.PRUNED
+        values = (outcome.goodput, outcome.quality)[: self._objectives] if outcome.constraints else None
         constraints = {"a_slo": slo, "b_quality": floor}
         if self._trial is None:
             distributions = {name: _distribution(values) for name, values in self._table.choices.items()}
@@ -153,14 +156,13 @@ STARTUP = 10
 
 
 def contenders(ours_startup: int) -> dict[str, Callable[[Table, int], Strategy]]:
-    """Name -> a fresh strategy for a table and a seed. PRUNED crashes are what TPE learns from; NSGA-II and GPSampler
-    read COMPLETE trials only, and a crash without values cannot be one: they see it as the others see FAIL."""
+    """Name -> a fresh strategy for a table and a seed."""
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    pruned = TrialState.PRUNED
+    torch.set_num_threads(1)
 
     def library(make: Callable[[int], BaseSampler]) -> Callable[[Table, int], Strategy]:
-        return lambda table, seed: Library(table, make(seed), pruned, seed)
+        return lambda table, seed: Library(table, make(seed), seed)
 
     return {
         "random": library(lambda seed: RandomSampler(seed=seed)),

@@ -28,6 +28,8 @@ CAP = 4.0
 """Of a violation: BADNESS_CAP and the missing share of good requests, see tuner.outcome.graded."""
 STOPPED = 0.05
 """Least violation of a replay that was stopped as hopeless."""
+MANY = 3
+"""Repeats of which a median says something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class Quality:
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """One repeat beside the mean of its kind: differences of constraints, of ln goodput, of ln tail."""
+    """One repeat beside the median of its kind: differences of constraints, of ln goodput, of ln tail."""
 
     constraints: Mapping[str, float]
     goodput: float
@@ -195,19 +197,18 @@ def _quality(line: Mapping[str, Any]) -> Quality:
 
 
 def _noises(results: Sequence[Mapping[str, Any]]) -> list[Noise]:
-    """Differences from the mean of the repeats, widened for the degree of freedom that the mean took."""
-    if len(results) < 2:
+    """Differences from the median of the repeats: one replay in ten meets a slow moment of the machine, far off."""
+    if len(results) < MANY:
         return []
     replays = [_replay(found) for found in results]
-    widen = math.sqrt(len(replays) / (len(replays) - 1))
-    means = {name: statistics.fmean(r.constraints[name] for r in replays) for name in replays[0].constraints}
-    goodput = statistics.fmean(math.log(max(r.goodput, 1e-9)) for r in replays)
-    tail = statistics.fmean(math.log(max(r.tail, 1e-9)) for r in replays)
+    typical = {name: statistics.median(r.constraints[name] for r in replays) for name in replays[0].constraints}
+    goodput = statistics.median(math.log(max(r.goodput, 1e-9)) for r in replays)
+    tail = statistics.median(math.log(max(r.tail, 1e-9)) for r in replays)
     return [
         Noise(
-            {name: widen * (r.constraints[name] - mean) for name, mean in means.items()},
-            widen * (math.log(max(r.goodput, 1e-9)) - goodput),
-            widen * (math.log(max(r.tail, 1e-9)) - tail),
+            {name: r.constraints[name] - value for name, value in typical.items()},
+            math.log(max(r.goodput, 1e-9)) - goodput,
+            math.log(max(r.tail, 1e-9)) - tail,
         )
         for r in replays
     ]

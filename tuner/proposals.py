@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from search_spaces.space import ChoiceParameter, IntParameter, Parameter, SearchSpace
-from tuner.surrogate import FloatArray, Surrogate, correlations, encode, fit
+from tuner.surrogate import FloatArray, Surrogate, correlations, encode, fit, fit_robust
 
 Arm = Literal["start", "model", "random"]
 Knobs = Mapping[str, Any]
@@ -197,7 +197,7 @@ def _most_promising(space: SearchSpace, candidates: Sequence[dict[str, Any]], se
     climbed = [index for index in measured if seen[index].rungs]
     if climbed:
         values, vagueness = ln_capacities([seen[index].rungs for index in climbed])
-        model = fit(tried[climbed], values, vagueness)
+        model = fit_robust(tried[climbed], values, vagueness)
     else:
         goodputs = np.array([math.log(max(seen[index].goodput or 0.0, LEAST_GOODPUT)) for index in measured])
         model = fit(tried[measured], goodputs)

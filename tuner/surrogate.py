@@ -31,6 +31,8 @@ PRIOR_WEIGHT, PRIOR_WEIGHT_SD = math.log(0.5), 1.0
 """Of ln w_d, normal."""
 PRIOR_NOISE, PRIOR_NOISE_SD = math.log(0.02), 1.5
 """Of ln (noise variance / s2), normal."""
+FREEDOM = 3.0
+"""Of Student's t in `fit_robust`."""
 PRIOR_COUNT = 2.0
 """Observations that the prior variance of s2 (that of the data) counts for."""
 
@@ -70,12 +72,15 @@ def correlations(left: FloatArray, right: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True, slots=True)
 class Surrogate:
-    """Fitted to points (n, d) and values (n,). weights: w_d (d,), the relevance of each knob."""
+    """Fitted to points (n, d) and values (n,). weights: w_d (d,), the relevance of each knob. surprise (n,): each
+    value's distance from what all others predict, in standard deviations (leave-one-out, Rasmussen and Williams,
+    eq. 5.12)."""
 
     points: FloatArray
     weights: FloatArray
     variance: float
     mean: float
+    surprise: FloatArray
     _factor: FloatArray
     _alpha: FloatArray
 
@@ -102,7 +107,16 @@ def fit(points: FloatArray, values: FloatArray, vagueness: npt.ArrayLike | None 
     factor = cholesky(_kernel(pairs, weights) + np.diag(noise * relative), lower=True)
     solved = cho_solve((factor, True), target)
     variance = (float(target @ solved) + PRIOR_COUNT) / (len(values) + PRIOR_COUNT)
-    return Surrogate(points, weights, variance * scale**2, mean, factor, solved * scale)
+    diagonal = np.diag(cho_solve((factor, True), np.eye(len(values))))
+    surprise = solved / np.sqrt(variance * diagonal)
+    return Surrogate(points, weights, variance * scale**2, mean, surprise, factor, solved * scale)
+
+
+def fit_robust(points: FloatArray, values: FloatArray, vagueness: FloatArray) -> Surrogate:
+    """`fit`, and once more with less weight for what was surprisingly low: a slow moment of the machine makes a replay
+    worse, never better. The weights are those of Student's t with FREEDOM degrees (Lange et al., JASA 84, 1989)."""
+    low = np.minimum(fit(points, values, vagueness).surprise, 0.0)
+    return fit(points, values, vagueness * np.maximum((FREEDOM + low**2) / (FREEDOM + 1), 1.0))
 
 
 def _kernel(pairs: FloatArray, weights: FloatArray) -> FloatArray:

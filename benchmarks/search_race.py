@@ -8,12 +8,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from benchmarks.search_strategies import Outcome, Strategy
-from benchmarks.search_table import Knobs, Replay, Table
+from benchmarks.search_table import MAXIMIZE, Knobs, Replay, Table
 from tuner.finals import Candidate, choose, claim, estimates, next_replay
-from tuner.pareto import hypervolume, non_dominated
+from tuner.pareto import hypervolume
 from tuner.proposals import ln_capacities, slope_of
 from tuner.search import key
 
@@ -146,17 +144,10 @@ def front_share(table: Table, tried: Sequence[Knobs]) -> float:
 
     Reference point: the goodput of the baseline, and the quality at which the floors break.
     """
-    points = {key(k): (g, table.quality(k).quality) for k in table.configurations if (g := table.goodputs[key(k)])}
     corner = (table.goodputs[key(table.baseline)], FLOOR_QUALITY)
-    found = [points[key(one)] for one in tried if key(one) in points]
-
-    def volume(of: Sequence[tuple[float, float]]) -> float:
-        if not of:
-            return 0.0
-        values = np.unique(np.array(of), axis=0)
-        return hypervolume(values[non_dominated(values, ["maximize"] * 2)], corner, ["maximize"] * 2)
-
-    return volume(found) / volume(list(points.values()))
+    found = [table.points[key(one)] for one in tried if key(one) in table.points]
+    whole = [point for point, on in zip(table.points.values(), table.front, strict=True) if on]
+    return hypervolume(found, corner, MAXIMIZE) / hypervolume(whole, corner, MAXIMIZE)
 
 
 def _step(bench: Bench, outcomes: Sequence[Outcome]) -> Step:
@@ -170,7 +161,7 @@ def _step(bench: Bench, outcomes: Sequence[Outcome]) -> Step:
     )
 
 
-FINALISTS, FINAL_REPLAYS = 4, 14
+FINALISTS, FINAL_REPLAYS = 4, 18
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tuner.pareto import non_dominated
 from tuner.scoring.slo import BADNESS_CAP
 from tuner.search import key
 
@@ -28,6 +29,7 @@ CAP = 4.0
 """Of a violation: BADNESS_CAP and the missing share of good requests, see tuner.outcome.graded."""
 STOPPED = 0.05
 """Least violation of a replay that was stopped as hopeless."""
+MAXIMIZE = ("maximize", "maximize")
 MANY = 3
 """Repeats of which a median says something."""
 
@@ -154,6 +156,17 @@ class Table:
         return Replay(
             true.goodput * math.exp(noise.goodput), constraints, true.tail * math.exp(noise.tail), true.seconds
         )
+
+    @cached_property
+    def points(self) -> dict[str, tuple[float, float]]:
+        """Knob key -> (goodput, quality) of the feasible ones."""
+        feasible = [one for one in self.configurations if self.goodputs[key(one)] > 0]
+        return {key(one): (self.goodputs[key(one)], self.quality(one).quality) for one in feasible}
+
+    @cached_property
+    def front(self) -> list[bool]:
+        """Which of the points nothing beats."""
+        return [bool(on) for on in non_dominated(list(self.points.values()), MAXIMIZE)]
 
 
 def load_table(path: Path) -> Table:

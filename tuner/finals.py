@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 from scipy.stats import norm, t
 
-FIRST_REPLAYS = 2
+FIRST_REPLAYS = 3
+"""Of each candidate: the fewest of which a median says something."""
 CONFIDENCE = 0.95
-PRIOR_SD, PRIOR_DEGREES = 0.05, 3.0
+PRIOR_SD, PRIOR_DEGREES, OUTLIER = 0.05, 3.0, 2.0
 """Noise of one replay in ln load before any repeat, and the degrees of freedom that it counts for."""
 
 
@@ -34,7 +35,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Of one candidate's ln capacity: mean of `count` replays, and the standard deviation of one."""
+    """Of one candidate's ln capacity: median of `count` replays, and the standard deviation of one."""
 
     mean: float
     deviation: float
@@ -42,21 +43,26 @@ class Estimate:
 
     @property
     def low(self) -> float:
-        """One-sided lower bound of the mean."""
+        """One-sided lower bound."""
         return self.mean - float(norm.ppf(CONFIDENCE)) * self.deviation / math.sqrt(max(self.count, 1))
 
 
 def estimates(candidates: Sequence[Candidate], slope: float) -> list[Estimate]:
-    """The noise is one for all candidates: PRIOR_SD, corrected by what their repeats show."""
+    """The noise is one for all candidates: PRIOR_SD, corrected by what their repeats show.
+
+    One replay in ten meets a slow moment of the machine and lies far off: hence medians, and residuals that count for
+    no more than OUTLIER times PRIOR_SD (winsorized, Huber 1964).
+    """
     readings = [[math.log(scale) - v / slope for scale, v in one.replays] for one in candidates]
     squares, degrees = PRIOR_DEGREES * PRIOR_SD**2, PRIOR_DEGREES
     for found in readings:
         if len(found) > 1:
-            squares += sum((value - statistics.fmean(found)) ** 2 for value in found)
+            residuals = (abs(value - statistics.median(found)) for value in found)
+            squares += sum(min(residual, OUTLIER * PRIOR_SD) ** 2 for residual in residuals)
             degrees += len(found) - 1
     deviation = math.sqrt(squares / degrees)
     return [
-        Estimate(statistics.fmean(found) if found else one.expected, deviation, len(found))
+        Estimate(statistics.median(found) if found else one.expected, deviation, len(found))
         for one, found in zip(candidates, readings, strict=True)
     ]
 

@@ -9,7 +9,6 @@ categories.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,8 +47,8 @@ def _coordinate(parameter: Parameter, value: Any) -> float:
         numbers = sorted(float(choice) for choice in parameter.choices if _is_number(choice))
         if _is_number(value):
             return numbers.index(float(value)) / max(len(numbers) - 1, 1)
-        texts = [json.dumps(choice) for choice in parameter.choices]
-        return APART * (1 + texts.index(json.dumps(value)))
+        same = (i for i, choice in enumerate(parameter.choices) if type(choice) is type(value) and choice == value)
+        return APART * (1 + next(same))
     return _unit(parameter, value)
 
 

@@ -211,8 +211,8 @@ def as_dict(found: WhatIf) -> dict[str, Any]:
     """Everything but the results, for a script."""
     return {
         "changes": {key: {"before": old, "after": new} for key, (old, new) in found.changes.items()},
-        "before": _side(found.before),
-        "after": _side(found.after),
+        "before": summary(found.before),
+        "after": summary(found.after),
         "same": found.same,
         "old_recommendation_holds": found.holds,
         "old_recommendation_misses": dict(found.old_missed),
@@ -224,7 +224,8 @@ def as_dict(found: WhatIf) -> dict[str, Any]:
     }
 
 
-def _side(found: Recommendation) -> dict[str, Any]:
+def summary(found: Recommendation) -> dict[str, Any]:
+    """What a script asks of a recommendation. closest_trial: what comes closest where none is recommended."""
     trial = found.trial or found.least_violating
     gains = {gain.name: gain for gain in found.gains}
     goodput, load = (gains.get(name) for name in ("goodput", "load"))

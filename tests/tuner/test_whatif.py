@@ -148,3 +148,12 @@ def test_bad_input_is_one_line(run: Path, changed: Any, message: str) -> None:
 def test_a_missing_file(run: Path) -> None:
     result = CliRunner().invoke(app, ["whatif", str(run), "--slo", str(run / "no.yaml")])
     assert result.exit_code == 2 and "no.yaml: cannot be read" in result.stderr
+
+
+def test_recommend_tells_a_script_the_same(run: Path) -> None:
+    told = CliRunner().invoke(app, ["recommend", str(run), "--json"])
+    assert told.exit_code == 0, told.output
+    found = json.loads(told.stdout)
+    assert found["reasons"] and found["tune_again_when"][0].startswith("the rate stays above")
+    same = _found(run, {"cost": {"price_per_hour": 2.0}})["before"]
+    assert {key: found[key] for key in same} == same and found["trial"] == 1

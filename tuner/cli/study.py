@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from collections.abc import Iterator
@@ -220,15 +221,24 @@ def _remove_earlier(directory: Path) -> None:
         (directory / name).unlink(missing_ok=True)
 
 
-def recommend_(run: RunArgument, study: StudyOption = None) -> None:
+def recommend_(
+    run: RunArgument,
+    study: StudyOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """Print the best configuration of a run and why. Exit status 3 when none can be deployed.
 
     Example: tune recommend runs/demo
     """
     from tuner.console import print_recommendation
+    from tuner.whatif import summary
 
     results, found = _open(run, study)
-    print_recommendation(found, retune=_retune(results, found))
+    if as_json:
+        told = {"reasons": list(found.reasons), "tune_again_when": list(_retune(results, found))}
+        typer.echo(json.dumps(summary(found) | told, indent=2))
+    else:
+        print_recommendation(found, retune=_retune(results, found))
     if not found.deployable:
         raise typer.Exit(NOTHING_FEASIBLE)
 

@@ -90,9 +90,11 @@ def _shares(
 
 
 def _strongest(goodput: Anova | None) -> Iterator[Figure]:
-    if goodput is None or not goodput.interactions or goodput.interactions[0].share < WORTH_A_PICTURE:
+    """Of two knobs; what the load does to a knob is no choice."""
+    pairs = goodput.interactions if goodput is not None else ()
+    pair = next((one for one in pairs if knob_importances.LOAD not in one.knobs), None)
+    if goodput is None or pair is None or pair.share < WORTH_A_PICTURE:
         return
-    pair = goodput.interactions[0]
     first, second = pair.knobs
     yield Figure(
         "pair", knob_importances.plot_pair(goodput, pair), f"Heat map of goodput by {first} and {second}",

@@ -114,7 +114,7 @@
 
   if (!stored) return;
   const panel = document.getElementById("compared-trials");
-  let selected = [...cards.values()].filter((card) => card.role).map((card) => card.trial).slice(0, 2);
+  let selected = trials.selected;
 
   const side = (title, entries) => {
     const names = [...new Set(entries.flatMap((pairs) => pairs.map(([name]) => name)))];

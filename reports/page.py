@@ -62,7 +62,7 @@ def _content(results: StudyResults, recommendation: Recommendation, evidence: Ev
         "sure": assurance.sentence(sure),
         "configuration": "" if chosen is None else trial_cards.configuration(chosen, results),
         "chosen": number,
-        "cards": trial_cards.info(results, number, tail_name(results)),
+        "cards": trial_cards.info(results, recommendation, tail_name(results)),
         "sections": tuple(_sections(results, recommendation, evidence, sure)),
     }
 

@@ -39,16 +39,17 @@ def compared(rows: Sequence[comparison.Row], baseline: TrialResult, chosen: Tria
         for row in rows
     ]  # fmt: skip
     parts: list[Paragraph | Table] = [
-        Table(("metric", "baseline", "recommended", "change"), tuple(figures)),
+        Table(("metric", "baseline", "recommended" if chosen is not None else "closest", "change"), tuple(figures)),
         Paragraph(f"Brackets are 95 % intervals; latencies are those of answered requests. {load}", note=True),
     ]
     if chosen is None:
-        parts.append(Paragraph("There is no recommended configuration.", note=True))
+        parts.append(Paragraph("There is no recommended configuration; the trial that came closest.", note=True))
     elif chosen is baseline:
         parts.append(Paragraph("The recommended configuration is the baseline.", note=True))
     else:
         parts.append(Table(("knob", "baseline", "recommended"), tuple(_settings(baseline, chosen))))
-    return Section("compared", "Baseline against recommended", tuple(parts))
+    title = "Baseline against recommended" if chosen is not None else "Baseline against the closest"
+    return Section("compared", title, tuple(parts))
 
 
 def _metric(row: comparison.Row) -> str:

@@ -9,15 +9,21 @@ import yaml
 
 from reports.style import BASELINE, RECOMMENDED, rounded
 from reports.text import NONE, interval, knob_value, number, percent, percent_interval, plain, seconds
+from tuner.recommend import Recommendation
 from tuner.results import OBJECTIVES, StudyResults, TrialResult
 from tuner.scoring.metrics import Interval
 
 
-def info(results: StudyResults, recommended: int | None, tail_name: str) -> dict[str, Any]:
-    """study: its name. settings: YAML of what all configurations share. cards, one a trial: trial (number), role,
-    state, at (objectives by name), figures and knobs (name and text, in order), yaml (of its knobs)."""
+def info(results: StudyResults, recommendation: Recommendation, tail_name: str) -> dict[str, Any]:
+    """study: its name. selected: baseline, and what is recommended or else came closest. settings: YAML of what all
+    configurations share. cards, one a trial: trial (number), role, state, at (objectives by name), figures and knobs
+    (name and text, in order), yaml (of its knobs)."""
+    chosen = recommendation.trial or recommendation.least_violating
+    recommended = None if recommendation.trial is None else recommendation.trial.number
+    both = (results.baseline.number, results.baseline.number if chosen is None else chosen.number)
     return {
         "study": results.spec.name,
+        "selected": list(dict.fromkeys(both)),
         "settings": _settings(results),
         "cards": [_card(trial, results, recommended, tail_name) for trial in results.trials],
     }

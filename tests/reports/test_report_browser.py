@@ -47,19 +47,20 @@ class Visit:
         self.requests: list[str] = []
         context = browser.new_context(viewport={"width": 1200, "height": 900})
         context.grant_permissions(["clipboard-read", "clipboard-write"])
+        context.set_default_timeout(120_000)  # a browser on a busy machine takes its time
         self.page: Page = context.new_page()
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("dialog", lambda dialog: (self.complaints.append(dialog.message), dialog.dismiss()))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(path.as_uri())
-        self.page.wait_for_selector("html[data-plots]", timeout=60_000)
+        self.page.wait_for_selector("html[data-plots]")
 
     def scrolled_through(self) -> None:
         """Until every figure is drawn: each is when it comes near."""
         for place in self.page.query_selector_all(".plot"):
             place.scroll_into_view_if_needed()
-            self.page.wait_for_selector(f"#{place.get_attribute('id')} svg.main-svg", timeout=60_000)
+            self.page.wait_for_selector(f"#{place.get_attribute('id')} svg.main-svg")
 
 
 @pytest.fixture(scope="module")

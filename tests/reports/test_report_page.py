@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hand_made_study import evidence, hostile_evidence, hostile_study, recommendation, study
+from hand_made_study import RECOMMENDED, evidence, hostile_evidence, hostile_study, recommendation, study
 
 from reports.evidence import NOTHING, Evidence
 from reports.page import write_report
@@ -106,6 +106,7 @@ def test_the_recommended_configuration_can_be_copied_as_it_is(tmp_path: Path, re
     found = page(tmp_path, results, recommendation(results))
     (known,) = [json.loads(content) for a, content in found.scripts if a.get("id") == "trial-cards"]
     cards = known["cards"]
+    assert known["selected"] == [0, RECOMMENDED]
     assert [card["trial"] for card in cards] == list(range(16))
     assert [card["role"] for card in cards if card["role"]] == ["baseline", "recommended"]
     whole = f"# study demo, trial 9\n{known['settings']}{cards[9]['yaml']}"
@@ -132,7 +133,7 @@ def test_nothing_feasible_is_said_at_the_top(tmp_path: Path, results: StudyResul
     none = study(trials=tuple(replace(t, state="infeasible", on_front=False) for t in results.trials))
     text = page(tmp_path, none, recommendation(none, None)).text
     assert "Nothing is feasible. None of the 16 configurations" in text
-    assert text.index("Nothing is feasible.") < text.index("Baseline against recommended")
+    assert text.index("Nothing is feasible.") < text.index("Baseline against the closest")
     assert "the binding constraint is slo:chat, missed by 0.210 in the closest trial, 3" in text
 
 

@@ -285,7 +285,7 @@ def hostile_study() -> tuple[StudyResults, tuple[str, ...]]:
 
     trials = []
     for one in clean.trials:
-        knobs = {**one.knobs, **{payload: next(nasty) for payload in PAYLOADS[:4]}, PAYLOADS[4]: one.number}
+        knobs = {**one.knobs, **{payload: next(nasty) for payload in PAYLOADS[:7]}, PAYLOADS[7]: one.number}
         slices = one.quality and tuple(replace(s, name=next(nasty)) for s in one.quality.slices)
         trials.append(
             replace(

@@ -170,7 +170,7 @@ def test_phone_width_scrolls_in_one_direction_only(report: Visit) -> None:
 
 
 def test_hostile_strings_run_nothing(browser: Browser, tmp_path: Path) -> None:
-    hostile, _ = hostile_study()
+    hostile, payloads = hostile_study()
     path = tmp_path / "report.html"
     write_report(hostile, recommendation(hostile), path, hostile_evidence(hostile))
     visit = Visit(browser, path)
@@ -178,7 +178,8 @@ def test_hostile_strings_run_nothing(browser: Browser, tmp_path: Path) -> None:
     for button in visit.page.locator("button.select").all()[:4]:
         button.click()
     visit.page.mouse.move(*on_marker(visit.page))
-    visit.page.wait_for_selector("#plot-pareto .hoverlayer .hovertext")
+    told = visit.page.wait_for_selector("#plot-pareto .hoverlayer .hovertext").text_content() or ""
+    assert all(payload in told for payload in payloads[:8]), "names are told as they are"
     assert visit.page.evaluate("window.pwned") is None
     assert visit.complaints == []
     assert visit.requests == [path.as_uri()]

@@ -31,6 +31,7 @@ from benchmarks.search_race import (
     with_finals,
     without_finals,
 )
+from benchmarks.search_smooth import smoothed
 from benchmarks.search_strategies import contenders
 from benchmarks.search_table import Table, load_table
 from tuner.search import key
@@ -112,10 +113,10 @@ def one_at_a_time(table: Table) -> float:
     return table.goodputs[key(best)]
 
 
-def summary(table: Table, results: Mapping[str, Any]) -> list[str]:
-    """The figures as a markdown table, medians over seeds."""
+def summary(table: Table, results: Mapping[str, Any], whole: float) -> list[str]:
+    """The figures as a markdown table, medians over seeds. whole: engine-seconds of the exhaustive table."""
     best, default = max(table.goodputs.values()), table.goodputs[key(table.baseline)]
-    whole, random = exhaustive_seconds(table), results.get("random")
+    random = results.get("random")
     lines = [
         f"## {table.mix}: {len(table.configurations)} configurations, "
         f"{sum(value > 0 for value in table.goodputs.values())} feasible, "
@@ -176,17 +177,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--startup", type=int, default=5)
+    parser.add_argument("--raw", action="store_true", help="every cell as it was measured, slow moments included")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    table = load_table(args.table)
-    path = args.out / f"search-{table.mix}.json"
+    table = load_table(args.table) if args.raw else smoothed(load_table(args.table))
+    path = args.out / f"search-{table.mix}{'-raw' if args.raw else ''}.json"
     known = json.loads(path.read_text()) if path.exists() else {"environment": table.environment, "results": {}}
     for name in args.strategy or names:
         known["results"][name] = run(table, name, args.seeds, args.trials, args.startup)
+    whole = exhaustive_seconds(load_table(args.table))
     known["results"] = {name: known["results"][name] for name in names if name in known["results"]}
     args.out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(_rounded(known)) + "\n")
-    lines = summary(table, known["results"])
+    lines = summary(table, known["results"], whole)
     path.with_suffix(".md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from benchmarks.search_race import (
     with_finals,
     without_finals,
 )
+from benchmarks.search_smooth import smoothed
 from benchmarks.search_strategies import Ours, Outcome, contenders
 from benchmarks.search_table import Knobs, Table, load_table
 from search_spaces.space import load_space
@@ -83,6 +85,22 @@ def test_the_noise_is_that_of_the_repeats(table: Table) -> None:
     seen = [table.observe(one, 5, draw).worst - table.truth(one, 5).worst for _ in range(400)]
     assert sum(seen) / 400 == pytest.approx(0, abs=0.03)
     assert math.sqrt(sum(value**2 for value in seen) / 400) == pytest.approx(0.1, abs=0.03)
+
+
+def test_smoothing_takes_the_slow_moments_out(tmp_path: Path) -> None:
+    """One cell in fifty was measured three rungs too low: the fit gives it back what its neighbours show."""
+    from_file = load_table(write_table(tmp_path, knobs=FEW))
+    slowed = dict(from_file.measured)
+    hit = list(slowed)[::50]
+    for name in hit:
+        slowed[name] = {rung - 3: found for rung, found in slowed[name].items()}
+    damaged = replace(from_file, measured=slowed)
+    repaired = smoothed(damaged)
+    lost = [from_file.capacities[name] - damaged.capacities[name] for name in hit]
+    left = [abs(from_file.capacities[name] - repaired.capacities[name]) for name in hit]
+    assert min(lost) >= 2 and sum(left) < sum(lost) / 2
+    off = [abs(from_file.capacities[name] - repaired.capacities[name]) for name in slowed]
+    assert sum(off) / len(off) < 1
 
 
 def test_a_trial_starts_at_the_highest_rung_that_was_held_and_climbs(table: Table) -> None:

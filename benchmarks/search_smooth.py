@@ -1,8 +1,8 @@
 """The capacities of a measured table without the slow moments of the machine that measured it.
 
 One reading a rung, one in ten of them off: the best of 648 such cells is a lucky one, which no search could learn and
-no deployment would show. ln capacity is therefore fitted by main effects and pairs of knobs (functional ANOVA, order two,
-dummy-coded, no order of values assumed), by iterated least squares with Huber's weights (Huber, 1964); replays follow
+no deployment would show. ln capacity is therefore fitted by main effects and pairs of knobs (functional ANOVA of order
+two, dummy-coded, no order of values assumed), by iterated least squares with Huber's weights (Huber, 1964); replays follow
 from the fit: what is held below the capacity and missed above, the worst constraint growing by the table's slope.
 """
 
@@ -29,7 +29,7 @@ FloatArray = npt.NDArray[np.float64]
 
 def smoothed(table: Table) -> Table:
     """The same table with fitted capacities; failures and qualities stay as they are."""
-    fitted = dict(zip(table.measured, fitted_capacities(table), strict=True))
+    fitted = dict(zip(table.measured, fitted_capacities(table).tolist(), strict=True))
     share = statistics.median(
         found.goodput / table.ladder[rung]
         for rungs in table.measured.values()

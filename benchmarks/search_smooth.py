@@ -3,7 +3,7 @@
 One reading a rung, one in ten of them off: the best of 648 such cells is a lucky one, which no search could learn and
 no deployment would show. ln capacity is therefore fitted by main effects and pairs of knobs (functional ANOVA of order
 two, dummy-coded, no order of values assumed), by iterated least squares with Huber's weights (Huber, 1964). Replays
-follow from the fit: what is held below the capacity and missed above, the worst constraint growing by the table's slope.
+follow from the fit: held below the capacity and missed above, the worst constraint growing by the table's slope.
 """
 
 from __future__ import annotations

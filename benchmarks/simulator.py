@@ -34,7 +34,7 @@ from engine.profile import Profile
 from tuner.environment import environment
 from tuner.plan import Plan, make_plan
 from tuner.prediction import calibrated, capacity, misses
-from tuner.profiling import profiled_knobs, profiling_load, take_profile
+from tuner.profiling import plan_profile
 from tuner.scoring.metrics import traffic_metrics
 from tuner.screening import drawn
 from tuner.serving.testbed import EngineSettings, LiveTestbed
@@ -59,9 +59,8 @@ def simulator_of(plan: Plan, profile: Profile) -> Simulator:
 
 def measure_profile(plan: Plan, directory: Path) -> Profile:
     start = time.monotonic()
-    configs = [plan.config(knobs) for knobs in profiled_knobs(plan.space, plan.baseline)]
-    profile = take_profile(EngineSettings(directory), configs, profiling_load(plan.load("tune", 1.0)))
-    print(f"profile: {len(configs)} replays in {time.monotonic() - start:.0f} s", file=sys.stderr)
+    profile = plan_profile(EngineSettings(directory), plan)
+    print(f"profile: {time.monotonic() - start:.0f} s", file=sys.stderr)
     return profile
 
 

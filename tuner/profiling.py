@@ -11,6 +11,7 @@ from engine.profile import Profile, profile_of
 from engine.step_log import read_step_log
 from search_spaces.space import ChoiceParameter, IntParameter, SearchSpace
 from tuner.errors import ServingError
+from tuner.plan import Plan
 from tuner.serving import adapters
 from tuner.serving.config import ServingConfig
 from tuner.serving.testbed import EngineSettings, LiveTestbed, Load
@@ -45,6 +46,13 @@ def profiled_knobs(space: SearchSpace, baseline: Mapping[str, Any]) -> list[dict
         if deepest:
             found.append({**roomy, **precision, "num_speculative_tokens": deepest})
     return found
+
+
+def plan_profile(settings: EngineSettings, plan: Plan) -> Profile:
+    """The profile that a study's simulator needs; see take_profile."""
+    configs = [plan.config(knobs) for knobs in profiled_knobs(plan.space, plan.baseline)]
+    apart = replace(settings, directory=settings.directory / "profile")
+    return take_profile(apart, configs, profiling_load(plan.load("tune", 1.0)))
 
 
 def profiling_load(load: Load) -> Load:

@@ -150,13 +150,15 @@ def _watched(simulation: Simulation, load: Load, turns: _Turns, stop: Stop) -> s
 
 def prompt_tokens(requests: Iterable[Request], model: Path) -> dict[str, tuple[int, ...]]:
     """Token ids of each request's prompt, made as the engine makes them. Raises ValueError."""
-    tokenizer = Tokenizer(model)
+    requests = list(requests)
+    as_ids = all(request.endpoint == "completions" and not isinstance(request.prompt, str) for request in requests)
+    tokenizer = None if as_ids else Tokenizer(model)
     found = {}
     for request in requests:
         prompt = request.prompt
-        if isinstance(prompt, str):
+        if tokenizer is not None and isinstance(prompt, str):
             found[request.id] = tuple(tokenizer.encode(prompt))
-        elif request.endpoint == "chat":
+        elif tokenizer is not None and request.endpoint == "chat":
             found[request.id] = tuple(tokenizer.apply_chat_template([dict(m) for m in prompt if isinstance(m, dict)]))
         else:
             found[request.id] = tuple(token for token in prompt if isinstance(token, int))

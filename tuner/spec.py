@@ -131,6 +131,9 @@ class BudgetSpec(_Section):
     trials: int = Field(24, ge=1, description="Besides the baseline.")
     seconds: float | None = Field(None, gt=0, description="Wall time of the search.")
     startup_trials: int = Field(5, ge=1, description="Trials before the sampler models anything: near the baseline.")
+    screened: int = Field(
+        0, ge=0, description="Trials that the simulator proposes after the baseline, and again once it proved right."
+    )
     plateau: bool = Field(True, description="End the search also when it finds nothing better, or expects nothing.")
     finalists: int = Field(
         2, ge=0, description="Candidates measured again, also on the held-out window; when none holds, the next are."

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from engine.profile import Profile
 from tuner import search, stopping
 from tuner.bench import Bench
 from tuner.climb import TIME_SCALE, Climb, incumbent_scale
 from tuner.errors import LaunchError
 from tuner.examination import examine
+from tuner.guide import Guide
 from tuner.knee import time_scale
 from tuner.outcome import Outcome, Reporter, broken
 from tuner.plan import Plan, make_plan
@@ -49,10 +51,12 @@ def run_study(
     environment: Mapping[str, Any],
     resume: bool,
     first: Sequence[Mapping[str, Any]] = (),
+    profiler: Callable[[Plan], Profile] | None = None,
 ) -> None:
     """Run or resume the study to the end of its budget; every measurement is in `store` before it is scored.
 
-    first: knobs of the first trials of a new study, see warm_start.
+    first: knobs of the first trials of a new study, see warm_start. profiler: measures the profile of the simulator
+    that proposes trials of a new study; None: nothing is simulated.
 
     Raises ValueError for users' mistakes, a changed study file among them, and ServingError when not even the
     reference can be measured or MAX_BROKEN trials in a row broke for reasons outside their configuration.
@@ -67,7 +71,7 @@ def run_study(
             _reconcile(session, reference)
             report.resumed(_earlier(session))
             scale = time_scale(session.bench)
-            _search(session, reference, scale, first)
+            _search(session, reference, scale, first, profiler)
             validate(session.bench)
             if spec.budget.examine:
                 examine(session.bench)
@@ -147,14 +151,22 @@ def _earlier(session: Session) -> dict[int, Outcome]:
 
 
 def _search(
-    session: Session, reference: tuple[ProbeRecord, ...], start: float, first: Sequence[Mapping[str, Any]]
+    session: Session,
+    reference: tuple[ProbeRecord, ...],
+    start: float,
+    first: Sequence[Mapping[str, Any]],
+    profiler: Callable[[Plan], Profile] | None,
 ) -> None:
     """Baseline first, then `first`, then trials until the budget is spent. start: the load of the first."""
+    guide: Guide | None = None
     plan, study, climb = session.bench.plan, session.study, Climb(session.bench, reference)
     spec = plan.spec
     if not study.get_trials(deepcopy=False):
         _add_baseline(session, climb, start)
-        for knobs in first:
+        if profiler is not None:
+            session.bench.report.begin("profile")
+            guide = Guide(session.bench, profiler(plan))
+        for knobs in [*first, *(guide.first(start) if guide is not None else ())]:
             study.enqueue_trial(dict(knobs))
     in_a_row = 0
     while (why := _stop(session)) is None:
@@ -166,6 +178,8 @@ def _search(
         if proposal.replicate:
             proposal.trial.set_user_attr("replicate", True)
         _tell(session, proposal.trial, outcome, config)
+        for knobs in guide.told(proposal.knobs, outcome, start) if guide is not None else ():
+            study.enqueue_trial(dict(knobs))
         in_a_row = in_a_row + 1 if outcome.state == "broken" else 0
         if in_a_row == MAX_BROKEN:
             raise LaunchError(f"{in_a_row} trials in a row broke; the last: {outcome.reason}: {outcome.detail}")

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -136,6 +137,7 @@ def _run_study(spec: StudySpec, directory: Path, resume: bool, warm_start: Path 
     from tuner.console import StudyConsole
     from tuner.environment import environment
     from tuner.plan import make_plan
+    from tuner.profiling import plan_profile
     from tuner.serving.testbed import EngineSettings, LiveTestbed
     from tuner.store import Store
     from tuner.study import run_study
@@ -156,7 +158,8 @@ def _run_study(spec: StudySpec, directory: Path, resume: bool, warm_start: Path 
     ):
         if not resume and warm_start is None and (earlier := offers(directory.parent, plan, machine)):
             console.note(f"{earlier[-1]} tuned the same model on this machine: --warm-start {earlier[-1]} begins there")
-        run_study(spec, store, testbed, console, machine, resume, first)
+        profiler = partial(plan_profile, settings) if spec.budget.screened else None
+        run_study(spec, store, testbed, console, machine, resume, first, profiler)
 
 
 def _finish(directory: Path) -> None:

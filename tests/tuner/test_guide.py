@@ -1,0 +1,93 @@
+"""A study with the simulator beside it: what it proposes is measured first, and it is switched off when it errs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import checkpoint
+from test_study import Log
+
+from engine.profile import Profile
+from engine.step_model import StepModel
+from tests.fakes import FakeTestbed, make_spec
+from tuner import guide
+from tuner.plan import Plan
+from tuner.results import load_results
+from tuner.store import Store
+from tuner.study import run_study
+
+TOKENIZER = Path(__file__).parents[2] / "engine" / "mini" / "mini"
+
+
+@pytest.fixture(autouse=True)
+def little_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guide, "SECONDS", 0.4)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "study.db") as store:
+        yield store
+
+
+def study(directory: Path, trials: int) -> Any:
+    budget = {"trials": trials, "startup_trials": 4, "finalists": 0, "examine": False, "plateau": False, "screened": 3}
+    spec = make_spec(directory, budget=budget)
+    checkpoint(directory / "model")
+    shutil.copy(TOKENIZER / "tokenizer.json", directory / "model")
+    return spec
+
+
+def profiled(**steps: float) -> Profile:
+    """Seconds of a step by KV dtype. More seats serve more then, as the fake testbed has it."""
+    return Profile("float32", {f"model/auto/{name}": StepModel((s, *[0.0] * 8)) for name, s in steps.items()})
+
+
+def test_what_it_proposes_is_measured_after_the_baseline(tmp_path: Path, store: Store) -> None:
+    asked: list[Plan] = []
+
+    def profiler(plan: Plan) -> Profile:
+        asked.append(plan)
+        return profiled(auto=0.2, int8=0.1)
+
+    spec, log = study(tmp_path, 4), Log()
+    run_study(spec, store, FakeTestbed(), log, {}, resume=False, first=[{"max_num_seqs": 2, **AUTO}], profiler=profiler)
+    results = load_results(store, "fake")
+    assert len(asked) == 1 and "profile" in log.begun
+    assert any("simulated" in note and "3 are measured next" in note for note in log.notes)
+    baseline, given, *proposed = (trial.knobs for trial in results.trials)
+    assert given["max_num_seqs"] == 2 and len(proposed) == 3
+    # Each of other answers than the one before, and none with fewer seats than the baseline has.
+    assert len({(knobs["kv_cache_dtype"], knobs["kv_window"], knobs.get("kv_sink_tokens")) for knobs in proposed}) == 3
+    assert all(k["kv_cache_dtype"] == "int8" or k["max_num_seqs"] >= baseline["max_num_seqs"] for k in proposed)
+
+
+def test_a_resumed_study_simulates_nothing(tmp_path: Path, store: Store) -> None:
+    def never(plan: Plan) -> Profile:
+        raise AssertionError("profiled again")
+
+    spec, first = study(tmp_path, 3), Log(stop_at="trial 2 (2/3)")
+    with pytest.raises(KeyboardInterrupt):
+        run_study(
+            spec, store, FakeTestbed(), first, {}, resume=False, profiler=lambda plan: profiled(auto=0.2, int8=0.1)
+        )
+    run_study(spec, store, FakeTestbed(), Log(), {}, resume=True, profiler=never)
+    assert len(load_results(store, "fake").trials) == 1 + 3 + 1  # the one that was interrupted was asked again
+
+
+def test_it_is_switched_off_aloud_when_it_errs(tmp_path: Path, store: Store) -> None:
+    """It takes int8 to be slow and seats to be of no use; the testbed has it the other way round."""
+    slow = Profile("float32", {f"model/auto/{n}": StepModel((0.0, 0.0, s, *[0.0] * 6)) for n, s in SLOW.items()})
+    log = Log()
+    run_study(study(tmp_path, 13), store, FakeTestbed(), log, {}, resume=False, profiler=lambda plan: slow)
+    said = [note for note in log.notes if "not followed any further" in note]
+    assert len(said) == 1 and "with 12 measured trials, 0.8 needed" in said[0]
+    assert sum("simulated" in note for note in log.notes) == 1
+
+
+AUTO = {"kv_cache_dtype": "auto", "kv_window": None}
+SLOW = {"auto": 0.01, "int8": 0.5}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -67,7 +68,9 @@ def workplace(directory: Path) -> None:
     done = CliRunner().invoke(app, ["run", str(study_file(fake, **model)), "--out", str(directory / "runs")])
     assert done.exit_code in (0, 3), done.output
     lines = (fake / "trace.jsonl").read_text().splitlines(keepends=True)
-    two = [line.replace('"acme"', '"zeta"') if number % 2 else line for number, line in enumerate(lines)]
+    # A header and two seconds of it, so that a replay is short.
+    two = [line.replace('"acme"', '"zeta"') if number % 2 else line for number, line in enumerate(lines[:21])]
+    two[0] = json.dumps(json.loads(two[0]) | {"seconds": 2.0}) + "\n"
     (fake / "two_tenants.jsonl").write_text("".join(two))
     shutil.copy(fake / "two_tenants.jsonl", directory / "trace.jsonl")
     shutil.copy(fake / "probes.jsonl", directory)

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.tuner.test_cli import study_file, tune
+from tuner.recommend import recommend
 from tuner.results import load_results
 from tuner.store import Store
 
@@ -38,10 +39,10 @@ def test_it_measures_first_what_was_recommended_and_is_offered(first: Path) -> N
         earlier = load_results(store, "fake")
     with Store(first / "runs/second/study.db", create=False) as store:
         later = load_results(store, "second")
-    feasible = [dict(trial.knobs) for trial in earlier.trials if trial.state == "feasible" and trial.number]
-    begun = [dict(trial.knobs) for trial in later.trials[1:]]
-    assert begun[0] in feasible or not feasible
-    assert begun != [dict(trial.knobs) for trial in earlier.trials[1:]]
+    found = recommend(earlier)
+    ranked = [dict(trial.knobs) for trial in (found.trial, *found.runners_up) if trial is not None and trial.number]
+    assert ranked
+    assert [dict(trial.knobs) for trial in later.trials[1 : 1 + len(ranked)]] == ranked
 
 
 def test_a_narrower_space_takes_over_what_it_has(first: Path) -> None:

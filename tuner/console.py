@@ -16,7 +16,7 @@ from rich.text import Text
 from tuner.capacity import Capacity, Tried
 from tuner.fairness import Fairness
 from tuner.outcome import Outcome
-from tuner.recommend import Gain, Recommendation
+from tuner.recommend import AT_RECORDED_RATE, Gain, Recommendation
 from tuner.scoring.doubts import Doubt
 from tuner.scoring.fairness import HEAD_OF_LINE_GATE, JAIN_GATE
 from tuner.scoring.metrics import ClassMetrics, TrafficMetrics
@@ -231,14 +231,15 @@ def _gain_table(gains: Iterable[Gain], last: str) -> Table:
     for heading in ("baseline", last):
         table.add_column(heading, justify="right")
     for gain in gains:
-        if gain.name == "quality" or gain.name.startswith("goodput") or gain.name.endswith(SHOWN_METRICS):
+        metric = gain.name.removesuffix(AT_RECORDED_RATE)
+        if gain.name in ("load", "quality") or gain.name.startswith("goodput") or metric.endswith(SHOWN_METRICS):
             unit = f" ({gain.unit})" if gain.unit else ""
             table.add_row(f"{gain.name}{unit}", *_gain_cells(gain))
     return table
 
 
 def _gain_cells(gain: Gain) -> tuple[str, str]:
-    digits = 2 if gain.name.startswith("goodput") else 4
+    digits = 2 if gain.name.startswith(("goodput", "load")) else 4
 
     def cell(value: float | None, low_high: tuple[float, float] | None) -> str:
         if value is None:

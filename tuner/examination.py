@@ -17,7 +17,7 @@ from tuner import ladder
 from tuner.bench import Bench
 from tuner.errors import ServingError
 from tuner.outcome import disqualifying_doubt, misses_an_slo
-from tuner.reasons import changes
+from tuner.reasons import NEIGHBOUR, changes
 from tuner.recommend import recommend
 from tuner.results import TrialResult, load_results
 from tuner.serving import adapters
@@ -67,7 +67,7 @@ def variations(bench: Bench, baseline: TrialResult, chosen: TrialResult) -> Iter
         fewer = replace(fewer, settings={**fewer.settings, "synthetic_acceptance": acceptance * FEWER_ACCEPTED})
         yield from _valid(f"{1 - FEWER_ACCEPTED:.0%} fewer guesses accepted", "scenario", fewer)
     for name, knobs in neighbours(bench.plan.space, chosen.knobs):
-        yield from _valid(f"next to it: {name}", "scenario", config(knobs))
+        yield from _valid(f"{NEIGHBOUR}{name}", "scenario", config(knobs))
 
 
 def neighbours(space: SearchSpace, knobs: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

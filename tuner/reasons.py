@@ -10,9 +10,9 @@ from tuner.scoring.metrics import Interval
 from tuner.worth import Proven, holding
 
 CLIFF = 0.2
-"""Share of the goodput whose loss, one step or one mishap away, is told as a warning."""
-SAME = 0.02
-"""Shares of goodput closer than this are told as equal."""
+"""Share of the requests whose loss, one step or one mishap away, is told as a warning."""
+NEIGHBOUR = "next to it: "
+"""How the names of variations begin that are one step away."""
 
 
 def why(
@@ -54,32 +54,38 @@ def bought(results: StudyResults, chosen: TrialResult, worth: Proven) -> list[st
             lowest = min(v.time_scale for v in validations)
             lines.append(f"{change}: without it the rest does not hold even {lowest:.3g}x.")
             continue
-        ratio = held.traffic.goodput.value / worth.goodput.value
-        if ratio > 1 - SAME:
+        # By load, not by goodput: the worth may be of another window, with other requests.
+        if held.time_scale >= worth.time_scale:
             lines.append(f"{change}: not needed at this load; the rest holds {held.time_scale:.3g}x without it.")
         else:
             lines.append(f"{change}: without it {held.traffic.goodput.value:.2f} good/s at {held.time_scale:.3g}x.")
     return lines
 
 
-def cliffs(results: StudyResults, chosen: TrialResult, worth: Proven) -> list[str]:
-    """Goodput under other circumstances, and one step away in each knob, at the load that it is worth."""
+def cliffs(results: StudyResults, chosen: TrialResult) -> list[str]:
+    """The share of good requests under other circumstances, and one step away in each number, at the load that the
+    configuration is worth. A share, not a goodput: the worth may be of another window, with other requests."""
     shares = {
-        name: min(v.traffic.goodput.value for v in validations) / worth.goodput.value
+        name: min(_good_share(v) for v in validations)
         for name, validations in _by_window(results, chosen.number, "scenario").items()
     }
     lines = []
-    steps = {name: share for name, share in shares.items() if name.startswith("next to it: ")}
+    steps = {name: share for name, share in shares.items() if name.startswith(NEIGHBOUR)}
     for name, share in shares.items():
         if name not in steps:
             warning = ", a cliff" if share < 1 - CLIFF else ""
-            lines.append(f"With {name}: {share:.0%} of that goodput{warning}.")
+            lines.append(f"With {name}: {share:.0%} of the requests are good{warning}.")
     if steps:
         worst = min(steps, key=lambda name: steps[name])
         warning = ": a cliff is near" if steps[worst] < 1 - CLIFF else ""
-        where = worst.removeprefix("next to it: ")
-        lines.append(f"One step away in any number, at worst {steps[worst]:.0%} of that goodput ({where}){warning}.")
+        where = worst.removeprefix(NEIGHBOUR)
+        lines.append(f"One step away in any number, at worst {steps[worst]:.0%} are ({where}){warning}.")
     return lines
+
+
+def _good_share(validation: ValidationResult) -> float:
+    classes = validation.traffic.classes.values()
+    return sum(found.good for found in classes) / sum(found.offered for found in classes)
 
 
 def _by_window(results: StudyResults, number: int, purpose: str) -> dict[str, list[ValidationResult]]:

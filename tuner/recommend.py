@@ -76,7 +76,7 @@ def recommend(results: StudyResults) -> Recommendation:
     others = [trial for trial in ranked if trial.number != chosen.number]
     reasons = [*why(chosen, others, results.baseline, worth, kept), *excluded(feasible, missed, chosen)]
     if not kept:
-        reasons += [*bought(results, chosen, worth[chosen.number]), *cliffs(results, chosen, worth[chosen.number])]
+        reasons += [*bought(results, chosen, worth[chosen.number]), *cliffs(results, chosen)]
     if chosen.number not in validated:
         reasons.append("It was not measured again after the search.")
     return Recommendation(

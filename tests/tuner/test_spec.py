@@ -35,7 +35,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 def test_the_demo_is_a_study() -> None:
     spec = load_spec(DEMO)
-    assert spec.budget.trials >= 16
+    assert spec.budget.trials >= 24
     assert set(spec.slos) == {"chat", "docs"}
 
 

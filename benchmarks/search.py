@@ -34,7 +34,7 @@ from benchmarks.search_race import (
 from benchmarks.search_smooth import smoothed
 from benchmarks.search_strategies import contenders
 from benchmarks.search_table import Table, load_table
-from tuner.search import key
+from search_spaces.space import key
 
 RESULTS = Path(__file__).parent / "results"
 REACHED = 0.05

@@ -8,12 +8,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from benchmarks.search_finals import Candidate, choose, claim, estimates, next_replay
 from benchmarks.search_strategies import Outcome, Strategy
 from benchmarks.search_table import MAXIMIZE, Knobs, Replay, Table
-from tuner.finals import Candidate, choose, claim, estimates, next_replay
+from search_spaces.space import key
 from tuner.pareto import hypervolume
 from tuner.proposals import ln_capacities, slope_of
-from tuner.search import key
 
 FLOOR_QUALITY = math.exp(-0.02)
 """Of answers that lose 0.02 nats a token, the default floor (tuner.spec.FloorSpec)."""
@@ -184,7 +184,7 @@ def without_finals(done: Race, trials: int) -> Recommended:
 
 
 def with_finals(done: Race, trials: int) -> Recommended:
-    """After so many trials the candidates race, by tuner.finals."""
+    """After so many trials the candidates race, by benchmarks.search_finals."""
     outcomes, table = done.outcomes[: trials + 1], done.bench.table
     bench = Bench(table, done.bench.seed + 1_000_000, done.bench.noisy)
     bench.seconds = done.steps[min(trials, len(done.steps) - 1)].seconds

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.search_table import CAP, Replay, Table
+from search_spaces.space import key
 from tuner.proposals import ln_capacities
 from tuner.scoring.slo import BADNESS_CAP
-from tuner.search import key
 
 ITERATIONS, HUBER = 10, 1.345
 FloatArray = npt.NDArray[np.float64]

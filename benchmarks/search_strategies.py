@@ -15,9 +15,8 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, QMCSampler, R
 from optuna.trial import TrialState
 
 from benchmarks.search_table import CAP, Knobs, Table
-from search_spaces.space import load_space
+from search_spaces.space import key, load_space
 from tuner import search
-from tuner.search import key
 
 RE_ASKS = 30
 

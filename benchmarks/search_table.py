@@ -20,9 +20,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from search_spaces.space import key
 from tuner.pareto import non_dominated
 from tuner.scoring.slo import BADNESS_CAP
-from tuner.search import key
 
 Knobs = Mapping[str, Any]
 CAP = 4.0

@@ -104,6 +104,11 @@ Parameter = IntParameter | FloatParameter | ChoiceParameter
 _TYPES: dict[str, type[Parameter]] = {"int": IntParameter, "float": FloatParameter, "choice": ChoiceParameter}
 
 
+def key(knobs: Mapping[str, Value]) -> str:
+    """Equal for equal knob values, whatever their order."""
+    return json.dumps(knobs, sort_keys=True)
+
+
 @dataclass(frozen=True, slots=True)
 class SearchSpace:
     """Parameters in declaration order; a condition looks only at parameters declared before."""

@@ -115,7 +115,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "tuner.surrogate": ("search_spaces",),
     "tuner.proposals": ("search_spaces", "tuner.surrogate"),
     "tuner.stopping": ("tuner.pareto",),
-    "tuner.finals": (),
     "tuner.search": ("search_spaces", "tuner.spec", "tuner.results", "tuner.proposals", "tuner.stopping"),
     # The study's own room: its parts, and what they stand on.
     **dict.fromkeys(
@@ -156,7 +155,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
             "tuner.spec",
             "tuner.search",
             "tuner.stopping",
-            "tuner.finals",
             "tuner.store",
             "tuner.stored",
             "tuner.results",

@@ -22,7 +22,7 @@ from tuner.recommend import recommend
 from tuner.results import TrialResult, load_results
 from tuner.serving import adapters
 from tuner.serving.config import ServingConfig
-from tuner.serving.measurement import ACCEPTED, DRAFTED, Purpose
+from tuner.serving.measurement import ACCEPTED, DRAFTED, Purpose, share
 from tuner.serving.testbed import Load
 from tuner.worth import proven
 
@@ -62,7 +62,7 @@ def variations(bench: Bench, baseline: TrialResult, chosen: TrialResult) -> Iter
         yield from _valid(f"without {knob}", "ablation", config(_without(bench.plan.space, knob, chosen, baseline)))
     if all(request.session is None for request in bench.plan.windows["tune"].requests):
         yield Variation("the requests in another order", "scenario", config(chosen.knobs), shuffled)
-    if (acceptance := _acceptance(bench, chosen.number)) is not None:
+    if (acceptance := share(chosen.engine_metrics, ACCEPTED, DRAFTED)) is not None:
         fewer = config(chosen.knobs)
         fewer = replace(fewer, settings={**fewer.settings, "synthetic_acceptance": acceptance * FEWER_ACCEPTED})
         yield from _valid(f"{1 - FEWER_ACCEPTED:.0%} fewer guesses accepted", "scenario", fewer)
@@ -102,15 +102,6 @@ def _valid(name: str, purpose: Purpose, config: ServingConfig) -> Iterator[Varia
     except ServingError:
         return  # cannot be had, so nothing is to be told of it
     yield Variation(name, purpose, config)
-
-
-def _acceptance(bench: Bench, number: int) -> float | None:
-    """Share of guesses accepted when the trial was last measured; None where it guessed nothing."""
-    for stored in reversed(bench.store.measurements(bench.study_name)):
-        metrics = stored.measurement.engine_metrics
-        if stored.trial == number and (drafted := metrics.get(DRAFTED, 0.0)):
-            return metrics.get(ACCEPTED, 0.0) / drafted
-    return None
 
 
 def _measure(bench: Bench, number: int, variation: Variation, scale: float | None) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from engine.profile import Profile
+from search_spaces.space import key
 from tuner.bench import Bench
 from tuner.errors import ConfigRejected
 from tuner.outcome import Outcome
 from tuner.prediction import calibrated, capacity, misses
 from tuner.scored import score
-from tuner.screening import Knobs, Trust, key, screen, trust
+from tuner.screening import Knobs, Trust, screen, trust
 from tuner.serving import adapters
 from tuner.serving.testbed import Load
 from tuner.simulation import Simulator, prompt_tokens

@@ -6,7 +6,6 @@ Pure functions of their arguments; docs/search.md has the reasons and the table.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import random
 import statistics
@@ -17,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.special import ndtr
 
-from search_spaces.space import ChoiceParameter, IntParameter, Parameter, SearchSpace
+from search_spaces.space import ChoiceParameter, IntParameter, Parameter, SearchSpace, key
 from tuner.surrogate import FloatArray, Surrogate, correlations, encode, fit, fit_robust
 
 Arm = Literal["start", "model", "random"]
@@ -93,11 +92,6 @@ def _unmodelled(
     near = [_near(space, baseline, one, rng) for one in fresh[:START_DRAWS]]
     near = [one for one in near if key(one) not in tried] or fresh
     return _most_different(space, near, [one.knobs for one in seen])
-
-
-def key(knobs: Knobs) -> str:
-    """Equal for equal knob values, whatever their order."""
-    return json.dumps(knobs, sort_keys=True)
 
 
 def _draws(space: SearchSpace, rng: random.Random) -> list[dict[str, Any]]:

@@ -6,12 +6,12 @@ docs/metrics.md, section "When to tune again".
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tuner.recommend import Recommendation
 from tuner.results import StudyResults, TrialResult
-from tuner.serving.measurement import ACCEPTED, DRAFTED
+from tuner.serving.measurement import ACCEPTED, DRAFTED, share
 from tuner.traffic.profile import (
     TrafficProfile,
     drift_limit,
@@ -66,11 +66,6 @@ def retune_when(results: StudyResults, found: Recommendation) -> RetuneWhen | No
         acceptance=share(trial.engine_metrics, ACCEPTED, DRAFTED),
         hits=share(trial.engine_metrics, HITS, QUERIES),
     )
-
-
-def share(counters: Mapping[str, float], part: str, whole: str) -> float | None:
-    """One counter over another; None where the second has not moved."""
-    return counters.get(part, 0.0) / counters[whole] if counters.get(whole, 0.0) > 0 else None
 
 
 def _held_rate(results: StudyResults, trial: TrialResult) -> float:

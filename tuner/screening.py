@@ -6,7 +6,6 @@ told to nobody. How far they deserve to be followed is measured during the study
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 from scipy.stats import qmc, spearmanr
 
-from search_spaces.space import ChoiceParameter, IntParameter, Parameter, SearchSpace
+from search_spaces.space import ChoiceParameter, IntParameter, Parameter, SearchSpace, key
 
 Knobs = dict[str, Any]
 CANDIDATES = 256
@@ -98,8 +97,7 @@ def neighbours(space: SearchSpace, baseline: Mapping[str, Any]) -> list[Knobs]:
         parameter = space.parameters[name]
         values = parameter.choices if isinstance(parameter, ChoiceParameter) else (parameter.low, parameter.high)
         for value in values:
-            least = {other: _at(space.parameters[other], 0.0) for other in space.parameters}
-            found.append(dict(space.active({**least, **baseline, name: value})))
+            found.append(dict(space.active({**space.least(), **baseline, name: value})))
     return found
 
 
@@ -124,11 +122,6 @@ def distance(space: SearchSpace, one: Mapping[str, Any], other: Mapping[str, Any
     return statistics.fmean(
         _apart(space.parameters[n], one[n], other[n]) if n in one and n in other else 1 for n in names
     )
-
-
-def key(knobs: Mapping[str, Any]) -> str:
-    """Equal for equal knobs, whatever their order."""
-    return json.dumps(knobs, sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)

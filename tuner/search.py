@@ -23,8 +23,8 @@ from optuna.samplers import RandomSampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from search_spaces.space import ChoiceParameter, IntParameter, Parameter, SearchSpace
-from tuner.proposals import Arm, Proposed, Seen, arm_of, key, propose
+from search_spaces.space import ChoiceParameter, IntParameter, Parameter, SearchSpace, key
+from tuner.proposals import Arm, Proposed, Seen, arm_of, propose
 from tuner.results import DIRECTIONS
 from tuner.stopping import Stop, decided, plateau
 

@@ -14,7 +14,7 @@ from tuner.scoring.paired import good_differences, mean_difference
 from tuner.scoring.probes import ProbeRecord
 from tuner.scoring.quality import quality_score
 from tuner.scoring.slo import SLO, attainment_violation, badness
-from tuner.serving.measurement import ACCEPTED, DRAFTED, Measurement
+from tuner.serving.measurement import ACCEPTED, DRAFTED, Measurement, share
 from tuner.spec import StudySpec
 from tuner.store import Store
 from tuner.stored import StoredVerification
@@ -127,8 +127,8 @@ def _verified(trial: int, replays: Sequence[Measurement], slos: Mapping[str, SLO
 
 
 def _acceptance(replays: Sequence[Measurement]) -> float | None:
-    drafted, accepted = (sum(one.engine_metrics.get(name, 0.0) for one in replays) for name in (DRAFTED, ACCEPTED))
-    return accepted / drafted if drafted else None
+    names = (DRAFTED, ACCEPTED)
+    return share({n: sum(one.engine_metrics.get(n, 0.0) for one in replays) for n in names}, ACCEPTED, DRAFTED)
 
 
 def _difference(old: Sequence[Measurement], new: Sequence[Measurement], slos: Mapping[str, SLO]) -> Interval | None:

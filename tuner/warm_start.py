@@ -5,7 +5,7 @@ Only configurations are taken over, never figures: traffic, SLOs and load may be
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,47 +14,43 @@ from tuner.recommend import recommend
 from tuner.results import StudyResults, load_results
 from tuner.store import Store
 
-DATABASE = "study.db"
 SAME_MACHINE = ("cpu", "gpus")
 """Keys of the environment that must be equal."""
 
 
-def first_trials(run: Path, plan: Plan, machine: Mapping[str, Any]) -> list[dict[str, Any]]:
+def first_trials(database: Path, plan: Plan, machine: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The recommendation of an earlier run and its runners-up, as far as this study's space has them, best first.
 
-    run: directory of the run. Raises ValueError when there is none, or of another model or machine.
+    database: of the run. Raises ValueError when there is none, or of another model or machine.
     """
-    results = _results(run)
+    results = _results(database)
     if (difference := _difference(results, plan, machine)) is not None:
-        raise ValueError(f"--warm-start {run}: {difference}")
+        raise ValueError(f"--warm-start {database.parent}: {difference}")
     found = recommend(results)
     ranked = [trial.knobs for trial in (found.trial, *found.runners_up) if trial is not None]
     wanted = [_fitted(knobs, plan) for knobs in ranked]
     return [knobs for index, knobs in enumerate(wanted) if knobs != plan.baseline and knobs not in wanted[:index]]
 
 
-def offers(directory: Path, plan: Plan, machine: Mapping[str, Any]) -> list[Path]:
-    """Runs in `directory` that this study could begin with, the latest last."""
+def offers(databases: Iterable[Path], plan: Plan, machine: Mapping[str, Any]) -> list[Path]:
+    """Directories of the runs that this study could begin with, the latest last."""
     found = []
-    for database in sorted(directory.glob(f"*/{DATABASE}"), key=lambda path: path.stat().st_mtime):
-        run = database.parent
-        if run.name == plan.spec.name:
-            continue
+    for database in sorted(databases, key=lambda path: path.stat().st_mtime):
         try:
-            if first_trials(run, plan, machine):
-                found.append(run)
+            if first_trials(database, plan, machine):
+                found.append(database.parent)
         except ValueError:
             continue  # another model's, or not finished, or of a version that cannot be read
     return found
 
 
-def _results(run: Path) -> StudyResults:
-    if not (run / DATABASE).is_file():
-        raise ValueError(f"--warm-start {run}: expected the directory of a run, with {DATABASE}")
-    with Store(run / DATABASE, create=False) as store:
+def _results(database: Path) -> StudyResults:
+    if not database.is_file():
+        raise ValueError(f"--warm-start {database.parent}: expected the directory of a run, with {database.name}")
+    with Store(database, create=False) as store:
         names = store.study_names()
         if len(names) != 1:
-            raise ValueError(f"--warm-start {run}: {DATABASE} holds {len(names)} studies, expected one")
+            raise ValueError(f"{database}: holds {len(names)} studies, expected one")
         return load_results(store, names[0])
 
 

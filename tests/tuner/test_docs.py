@@ -110,7 +110,7 @@ def run(command: str, servers: dict[str, str]) -> None:
         return
     done = CliRunner().invoke(app, words)
     assert done.exit_code in (0, 1), f"{command}: {done.exit_code}: {done.output}"
-    assert not isinstance(done.exception, Exception) or isinstance(done.exception, SystemExit), command
+    assert done.exception is None or isinstance(done.exception, SystemExit), f"{command}: {done.exception!r}"
 
 
 def run_until_stopped(words: list[str]) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from search_spaces.space import ChoiceParameter, FloatParameter, IntParameter, SearchSpace
-from tuner.screening import Knobs, distance, drawn, key, neighbours, screen, trust
+from search_spaces.space import ChoiceParameter, FloatParameter, IntParameter, SearchSpace, key
+from tuner.screening import Knobs, distance, drawn, neighbours, screen, trust
 
 SPACE = SearchSpace(
     {

@@ -27,11 +27,10 @@ from benchmarks.search_race import (
 from benchmarks.search_smooth import smoothed
 from benchmarks.search_strategies import Ours, Outcome, contenders
 from benchmarks.search_table import Knobs, Table, load_table
-from search_spaces.space import load_space
+from search_spaces.space import key, load_space
 from tests.tuner.search_tables import KNOBS, LADDER, ln_capacity, write_table
 from tuner import search
 from tuner.proposals import RANDOM_EVERY
-from tuner.search import key
 
 FEW: dict[str, tuple[Any, ...]] = {**KNOBS, "num_speculative_tokens": (0, 1), "max_num_batched_tokens": (512,)}
 

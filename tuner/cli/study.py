@@ -144,7 +144,7 @@ def _run_study(spec: StudySpec, directory: Path, resume: bool, warm_start: Path 
     from tuner.warm_start import first_trials, offers
 
     plan, machine = make_plan(spec), environment()  # a mistake in the study file must not leave a run behind
-    first = first_trials(warm_start, plan, machine) if warm_start is not None else []
+    first = first_trials(warm_start / DATABASE, plan, machine) if warm_start is not None else []
     directory.mkdir(parents=True, exist_ok=True)
     if not resume:  # a resumed study keeps the file it began with
         text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
@@ -156,7 +156,8 @@ def _run_study(spec: StudySpec, directory: Path, resume: bool, warm_start: Path 
         StudyConsole(spec) as console,
         LiveTestbed(settings, machine, console.phase) as testbed,
     ):
-        if not resume and warm_start is None and (earlier := offers(directory.parent, plan, machine)):
+        others = [path for path in directory.parent.glob(f"*/{DATABASE}") if path.parent != directory]
+        if not resume and warm_start is None and (earlier := offers(others, plan, machine)):
             console.note(f"{earlier[-1]} tuned the same model on this machine: --warm-start {earlier[-1]} begins there")
         profiler = partial(plan_profile, settings) if spec.budget.screened else None
         run_study(spec, store, testbed, console, machine, resume, first, profiler)

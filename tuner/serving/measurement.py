@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -42,3 +43,8 @@ class Measurement:
     stopped: str | None = None
     warm: bool = True
     speculation: tuple[DomainSpeculation, ...] = ()
+
+
+def share(counters: Mapping[str, float], part: str, whole: str) -> float | None:
+    """One counter over another; None where the second has not moved."""
+    return counters.get(part, 0.0) / counters[whole] if counters.get(whole, 0.0) > 0 else None

@@ -7,8 +7,18 @@ import random
 
 import pytest
 
+from benchmarks.search_finals import (
+    FIRST_REPLAYS,
+    Candidate,
+    Estimate,
+    allocation,
+    choose,
+    claim,
+    decided,
+    estimates,
+    next_replay,
+)
 from tests.fakes import cases
-from tuner.finals import FIRST_REPLAYS, Candidate, Estimate, allocation, choose, claim, decided, estimates, next_replay
 
 LADDER = [round(1.15**step, 4) for step in range(12)]
 SLOPE = 3.0

@@ -57,14 +57,14 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 
 def workplace(directory: Path) -> None:
     """What a reader has: a run of the demo, a trace, a spend log, probes, a model, bounds and a key."""
-    (directory / "models").mkdir()
-    (directory / "models" / "llama").symlink_to(ROOT / "engine/mini/mini")
+    # A copy: the fake engine leaves notes in the model's directory.
+    shutil.copytree(ROOT / "engine/mini/mini", directory / "models" / "llama")
     shutil.copy(FIXTURES / "litellm_small.csv", directory / "spend_logs.csv")
     (directory / "examples/demo").mkdir(parents=True)
     shutil.copy(ROOT / "examples/demo/tighter.yaml", directory / "examples/demo")
     shutil.copy(ROOT / "examples/demo/tighter.yaml", directory)
     fake = directory / "fake"
-    model = {"name": "demo", "model": str(ROOT / "engine/mini/mini")}
+    model = {"name": "demo", "model": str(directory / "models" / "llama")}
     done = CliRunner().invoke(app, ["run", str(study_file(fake, **model)), "--out", str(directory / "runs")])
     assert done.exit_code in (0, 3), done.output
     lines = (fake / "trace.jsonl").read_text().splitlines(keepends=True)

@@ -88,7 +88,7 @@ def _sections(
     yield knobs(knob_effects.info(results), knob_importances.analyses(results))
     yield protocol.robustness(scenarios.info(results, number))
     history, reasons = study_history.info(results), study_history.reasons(results)
-    yield protocol.course(history, reasons, timeline.info(results, evidence), counts)
+    yield protocol.course(history, reasons, timeline.info(results, evidence), counts, results.search_end)
     yield sections.trials(trial_table.info(results, number), tail)
     yield protocol.surroundings(results, load)
     when = retune_when(results, recommendation)

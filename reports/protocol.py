@@ -9,6 +9,7 @@ from reports import scenarios, study_history, timeline
 from reports.parts import Cell, Figure, Paragraph, Section, Table, value, verdict, word
 from reports.text import NONE, flat, interval, number, percent, plain
 from tuner.results import StudyResults
+from tuner.stopping import WORDS, Stop
 
 
 def robustness(rows: Sequence[scenarios.Row]) -> Section:
@@ -50,6 +51,7 @@ def course(
     reasons: Sequence[study_history.Reason],
     clock: Sequence[timeline.Row],
     counts: Mapping[str, int],
+    ended: Stop | None,
 ) -> Section:
     """How the search went, what failed, and where the time went."""
     told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
@@ -61,6 +63,8 @@ def course(
             f"{len(history)} trials with the baseline: {told}. What was not measured is drawn at the bottom.",
         )
     ]  # fmt: skip
+    if ended is not None:
+        parts.append(Paragraph(f"The search ended: {WORDS[ended]}."))
     if reasons:
         cells = [
             ("", (word(row.reason), Cell(str(len(row.trials)), len(row.trials)),

@@ -22,6 +22,7 @@ from tuner.scoring.fairness import HEAD_OF_LINE_GATE, JAIN_GATE
 from tuner.scoring.metrics import ClassMetrics, TrafficMetrics
 from tuner.scoring.slo import SLO
 from tuner.spec import StudySpec
+from tuner.stopping import WORDS, Stop
 
 SHOWN_METRICS = ("ttft", "tpot")
 
@@ -112,8 +113,11 @@ class StudyConsole:
         return f"best {self._best[0]:.2f}/s (trial {self._best[1]}){baseline}"
 
 
-def print_recommendation(found: Recommendation, files: Iterable[Path] = (), retune: Iterable[str] = ()) -> None:
-    """Verdict, baseline against recommended, reasons, when to tune again, files written; on standard output."""
+def print_recommendation(
+    found: Recommendation, files: Iterable[Path] = (), retune: Iterable[str] = (), ended: Stop | None = None
+) -> None:
+    """Verdict, baseline against recommended, reasons, when to tune again, why the search ended, files written; on
+    standard output."""
     console = Console(highlight=False)
     console.print(Text(found.verdict, style="bold"))
     if found.gains:
@@ -122,6 +126,8 @@ def print_recommendation(found: Recommendation, files: Iterable[Path] = (), retu
         console.print(Text(f"- {reason}"))
     for condition in retune:
         console.print(Text(f"- Tune again when {condition}."))
+    if ended is not None:
+        console.print(Text(f"The search ended: {WORDS[ended]}."))
     for path in files:
         console.print(Text(f"wrote {path}"), soft_wrap=True)
 

@@ -21,6 +21,7 @@ from tuner.scoring.probes import ProbeRecord
 from tuner.scoring.quality import QualityScore
 from tuner.serving.measurement import Measurement
 from tuner.spec import StudySpec, parse_spec
+from tuner.stopping import WORDS, Stop
 from tuner.store import Store
 from tuner.stored import AskedTrial, Failure, StoredMeasurement, ValidationFailure
 
@@ -92,7 +93,8 @@ class StudyResults:
     """Everything a reader needs. trials[0] is the baseline. time_scale: the first trials replayed the traffic so much
     faster than recorded.
 
-    validation_failures: those that no later measurement of the same trial and purpose has made up for.
+    validation_failures: those that no later measurement of the same trial and purpose has made up for. search_end: why
+    the search ended; None of a study that does not say, before its first trial or of an earlier servetune.
     """
 
     spec: StudySpec
@@ -102,6 +104,7 @@ class StudyResults:
     environment: Mapping[str, Any]
     provenance: Mapping[str, Any]
     validation_failures: tuple[ValidationFailure, ...] = ()
+    search_end: Stop | None = None
 
     @property
     def baseline(self) -> TrialResult:
@@ -141,7 +144,13 @@ def load_results(store: Store, study: str, spec: StudySpec | None = None) -> Stu
         environment=measured[0].measurement.environment if measured else {},
         provenance=info.provenance,
         validation_failures=tuple(f for f in store.validation_failures(study) if (f.trial, f.purpose) not in held),
+        search_end=search_end(store, study),
     )
+
+
+def search_end(store: Store, study: str) -> Stop | None:
+    """See StudyResults.search_end; None also for a reason that a newer servetune gave."""
+    return next((stop for stop in WORDS if stop == store.search_end(study)), None)
 
 
 def _trial(

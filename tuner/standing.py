@@ -13,10 +13,11 @@ from typing import Literal
 import yaml
 
 from tuner.recommend import recommend
-from tuner.results import StudyResults, load_results
+from tuner.results import StudyResults, load_results, search_end
 from tuner.resume import runner_alive
 from tuner.search import searched
 from tuner.spec import parse_spec
+from tuner.stopping import Stop
 from tuner.store import Store
 from tuner.stored import StoredMeasurement
 
@@ -29,7 +30,8 @@ class Standing:
     """phase: load (finding it), search, finalists; finished, or stopped before its end, when nobody runs it.
 
     trials: by state. asked, budget: trials that ended, and that may, besides the baseline. goodput: requests/s.
-    eta_seconds: of the search, from the pace so far; None before two trials, and when it is over.
+    eta_seconds: of the search, from the pace so far; None before two trials, and when it is over. search_end: why the
+    search ended; None before its end, and of a study that does not say.
     """
 
     study: str
@@ -44,6 +46,7 @@ class Standing:
     best_trial: int | None
     eta_seconds: float | None
     created: str
+    search_end: Stop | None = None
 
 
 def standing(store: Store, name: str) -> Standing:
@@ -51,9 +54,10 @@ def standing(store: Store, name: str) -> Standing:
     info, runner = store.study_info(name), runner_alive(store, name)
     if not store.trials(name):
         budget = parse_spec(yaml.safe_load(info.spec), source=f"study {name!r}", base=Path("/")).budget
-        phase: Phase = "stopped" if runner is None else "load"
+        first: Phase = "stopped" if runner is None else "load"
+        ended = search_end(store, name) if runner is None else None
         return Standing(
-            name, phase, runner, {}, 0, budget.trials, info.time_scale, None, None, None, None, info.created
+            name, first, runner, {}, 0, budget.trials, info.time_scale, None, None, None, None, info.created, ended
         )
     results = load_results(store, name)
     measured = [stored for stored in store.measurements(name) if stored.measurement.purpose in TRIAL_PURPOSES]
@@ -61,9 +65,10 @@ def standing(store: Store, name: str) -> Standing:
     left = results.spec.budget.trials - asked
     feasible = [(t.objectives[0], t.number) for t in results.trials if t.state == "feasible" and t.objectives]
     best = max(feasible, key=lambda pair: (pair[0], -pair[1]), default=None)
+    phase = _phase(results, info.time_scale is not None, left, runner is not None)
     return Standing(
         study=name,
-        phase=_phase(results, info.time_scale is not None, left, runner is not None),
+        phase=phase,
         runner=runner,
         trials=dict(Counter(trial.state for trial in results.trials)),
         asked=asked,
@@ -72,8 +77,9 @@ def standing(store: Store, name: str) -> Standing:
         baseline_goodput=_goodput(results, 0),
         best_goodput=None if best is None else best[0],
         best_trial=None if best is None else best[1],
-        eta_seconds=_eta(measured, left) if runner is not None else None,
+        eta_seconds=_eta(measured, left) if phase == "search" else None,
         created=info.created,
+        search_end=None if phase in ("load", "search") else results.search_end,
     )
 
 
@@ -86,7 +92,7 @@ def _phase(results: StudyResults, load_found: bool, left: int, running: bool) ->
     if running:
         if not load_found:
             return "load"
-        return "search" if left > 0 else "finalists"
+        return "search" if left > 0 and results.search_end in (None, "interrupted") else "finalists"
     # The recorded rate is the last that a study measures, of the baseline and of what it recommends.
     measured = {v.trial for v in results.validations if v.purpose == "recorded_rate"}
     measured |= {v.trial for v in results.validation_failures if v.purpose == "recorded_rate"}

@@ -9,13 +9,16 @@ import numpy as np
 
 from tuner.pareto import hypervolume
 
-Stop = Literal["trials", "seconds", "plateau", "decided"]
+Stop = Literal["trials", "seconds", "plateau", "decided", "broken", "interrupted"]
 WORDS: dict[Stop, str] = {
     "trials": "the budget of trials is spent",
     "seconds": "the budget of seconds is spent",
     "plateau": "a plateau: the feasible trials' hypervolume has not grown by more than 0.5 % for a while",
     "decided": "decided: the model expects less than 0.5 % more goodput of any configuration that is left",
+    "broken": "given up: trial after trial broke for reasons outside its configuration",
+    "interrupted": "it was interrupted, or goes on: it has not come to its end",
 }
+"""interrupted is stored when a search begins, so that kill -9 leaves it too."""
 GROWTH = 0.005
 """Of the hypervolume, relative: less is none. Also the improvement of goodput below which there is no hope."""
 PATIENCE, PATIENCE_PER_KNOB = 10, 2

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DatabaseError, IntegrityError
 
 from tuner import schema
-from tuner.database import configure_sqlite, database_url
+from tuner.database import configure_sqlite, database_url, prepare
 from tuner.scoring.probes import ProbeRecord
 from tuner.serving.config import ServingConfig
 from tuner.serving.measurement import Measurement
@@ -39,6 +39,8 @@ from tuner.stored import (
 )
 
 SCHEMA_VERSION = 1
+SEARCH_END = "search_end"
+"""Attribute of the Optuna study: why its search ended."""
 BUSY_TIMEOUT = 30.0
 """Seconds that a SQLite connection waits for another writer."""
 _PLAIN = ("purpose", "window", "time_scale", "duration", "stopped", "warm")
@@ -67,23 +69,10 @@ class Store:
         if sqlite:
             sa.event.listen(self._engine, "connect", configure_sqlite)
         try:
-            self._prepare(create)
+            prepare(self._engine, self._name, create, SCHEMA_VERSION)
         except (DatabaseError, sqlite3.DatabaseError) as error:
             cause = error.orig if isinstance(error, DatabaseError) else error
             raise ValueError(f"{self._name}: cannot be opened: {str(cause).splitlines()[0]}") from None
-
-    def _prepare(self, create: bool) -> None:
-        known = sa.inspect(self._engine).has_table(schema.versions.name)
-        if not known and not create:
-            raise ValueError(f"{self._name}: holds no studies")
-        with self._engine.begin() as connection:
-            version = connection.scalar(sa.select(sa.func.max(schema.versions.c.version))) if known else None
-            if version is not None and version > SCHEMA_VERSION:
-                newer = f"schema version {version} is a newer servetune's; this one reads up to {SCHEMA_VERSION}"
-                raise ValueError(f"{self._name}: {newer}")
-            schema.tables.create_all(connection)
-            if version is None:
-                connection.execute(sa.insert(schema.versions).values(version=SCHEMA_VERSION))
 
     def __enter__(self) -> Self:
         return self
@@ -120,6 +109,15 @@ class Store:
         waiting, running = optuna.trial.TrialState.WAITING, optuna.trial.TrialState.RUNNING
         asked = [trial for trial in self.optuna_trials(study) if trial.state != waiting]
         return tuple(AskedTrial(trial.number, dict(trial.params), trial.state == running) for trial in asked)
+
+    def search_end(self, study: str) -> str | None:
+        """Why the search ended (stopping.Stop), kept in Optuna's tables; None where it does not say."""
+        storage = self.optuna_storage()
+        try:
+            told = storage.get_study_user_attrs(storage.get_study_id_from_name(study))
+        except KeyError:
+            return None
+        return None if SEARCH_END not in told else str(told[SEARCH_END])
 
     def create_study(
         self, name: str, spec: str, space_hash: str, provenance: Mapping[str, Any], time_scale: float | None = None

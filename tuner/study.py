@@ -25,7 +25,7 @@ from tuner.serving.config import ServingConfig
 from tuner.serving.measurement import Measurement
 from tuner.serving.testbed import Testbed
 from tuner.spec import StudySpec
-from tuner.store import Store
+from tuner.store import SEARCH_END, Store
 from tuner.traffic.profile import profile_of
 from tuner.validation import validate
 
@@ -161,6 +161,8 @@ def _search(
     guide: Guide | None = None
     plan, study, climb = session.bench.plan, session.study, Climb(session.bench, reference)
     spec = plan.spec
+    if _stop(session) is None:
+        _ends(session, "interrupted")
     if not study.get_trials(deepcopy=False):
         _add_baseline(session, climb, start)
         if profiler is not None:
@@ -182,8 +184,15 @@ def _search(
             study.enqueue_trial(dict(knobs))
         in_a_row = in_a_row + 1 if outcome.state == "broken" else 0
         if in_a_row == MAX_BROKEN:
+            _ends(session, "broken")
             raise LaunchError(f"{in_a_row} trials in a row broke; the last: {outcome.reason}: {outcome.detail}")
+    _ends(session, why)
     session.bench.report.note(f"the search ended: {stopping.WORDS[why]}")
+
+
+def _ends(session: Session, why: stopping.Stop) -> None:
+    """Keep why the search ends, or, as long as it goes on, why it will have ended if nothing more is kept."""
+    session.study.set_user_attr(SEARCH_END, why)
 
 
 def _stop(session: Session) -> stopping.Stop | None:

@@ -136,7 +136,7 @@ def _table(found: list[Standing]) -> RenderableType:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("study", "phase", "trials", "states", "load", "baseline", "best", "ETA"):
+    for heading in ("study", "phase", "trials", "states", "load", "baseline", "best", "ETA", "search ended"):
         table.add_column(heading)
     for one in found:
         table.add_row(*(Text(cell) for cell in _cells(one)))
@@ -152,6 +152,7 @@ def _cells(one: Standing) -> Iterator[str]:
     yield "-" if one.baseline_goodput is None else f"{one.baseline_goodput:.2f}/s"
     yield "-" if one.best_goodput is None else f"{one.best_goodput:.2f}/s (trial {one.best_trial})"
     yield "-" if one.eta_seconds is None else f"{one.eta_seconds / 60:.0f} min"
+    yield one.search_end or "-"
 
 
 def _trials(name: str, results: StudyResults) -> RenderableType:

@@ -169,7 +169,7 @@ def _finish(directory: Path) -> None:
 
     results, found = _open(directory)
     files = deliver(results, found, directory, _evidence(directory))
-    print_recommendation(found, files, _retune(results, found))
+    print_recommendation(found, files, _retune(results, found), results.search_end)
 
 
 def _open(directory: Path, study: Path | None = None) -> tuple[StudyResults, Recommendation]:
@@ -240,9 +240,9 @@ def recommend_(
     results, found = _open(run, study)
     if as_json:
         told = {"reasons": list(found.reasons), "tune_again_when": list(_retune(results, found))}
-        typer.echo(json.dumps(summary(found) | told, indent=2))
+        typer.echo(json.dumps(summary(found) | told | {"search_end": results.search_end}, indent=2))
     else:
-        print_recommendation(found, retune=_retune(results, found))
+        print_recommendation(found, retune=_retune(results, found), ended=results.search_end)
     if not found.deployable:
         raise typer.Exit(NOTHING_FEASIBLE)
 

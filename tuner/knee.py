@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 from tuner import ladder
 from tuner.bench import Bench
-from tuner.outcome import disqualifying_doubt, misses_an_slo
+from tuner.outcome import disqualifying_doubt, slo_violation
 from tuner.serving.measurement import Measurement
 
 CONFIRMATIONS = 2
 """Replays that must miss, of one more than that: one slow second of the machine is not the knee."""
+STRIDE = 8
+"""Rungs that one step may go up at most, to three times the load: far below the knee latency hardly depends on it."""
 
 
 def time_scale(bench: Bench) -> float:
@@ -31,31 +35,32 @@ def time_scale(bench: Bench) -> float:
 
 
 def _highest_held(bench: Bench, done: dict[float, list[Measurement]]) -> int:
-    """The rung, -1 if not even the recorded rate is held. Strides double until one misses, then halve (exponential
-    and binary search, Bentley and Yao, 1976)."""
-    low, stride = -1, 1
-    while low + stride <= ladder.RUNGS:
-        if _misses(bench, ladder.scale(low + stride), done):
-            break
-        low, stride = low + stride, 1 if low < 0 else 2 * stride
-    high = min(low + stride, ladder.RUNGS + 1)
+    """The rung, -1 if not even the recorded rate is held. Each step goes where what the last held one had to spare
+    would be used up if latency grew in proportion to load; it grows faster near the knee, so that few fall short."""
+    low, high, stride = -1, ladder.RUNGS + 1, 1
     while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _misses(bench, ladder.scale(middle), done) else (middle, high)
+        rung = min(low + stride, high - 1)
+        violation = _violation(bench, ladder.scale(rung), done)
+        if violation > 0:
+            high = rung
+        else:
+            low, stride = rung, max(min(int(-violation / math.log(ladder.RATIO)), STRIDE), 1)
+        if high - low <= stride:
+            stride = max((high - low) // 2, 1)
     return low
 
 
-def _misses(bench: Bench, scale: float, done: dict[float, list[Measurement]]) -> bool:
-    """Whether the baseline misses an SLO at `scale`: it holds if the first replay does, otherwise the majority of
-    three decides. Replays that are lacking are measured."""
-    verdicts: list[bool] = []
+def _violation(bench: Bench, scale: float, done: dict[float, list[Measurement]]) -> float:
+    """The baseline's worst SLO constraint at `scale`, positive when it misses: it holds if the first replay does,
+    otherwise the majority of three decides. Replays that are lacking are measured."""
+    found: list[float] = []
     replays = done[scale]
-    while verdicts.count(True) < CONFIRMATIONS:
-        if len(verdicts) == len(replays):
-            bench.report.begin(f"calibration x{scale:g}" + (", again" if verdicts else ""))
+    while sum(value > 0 for value in found) < CONFIRMATIONS:
+        if len(found) == len(replays):
+            bench.report.begin(f"calibration x{scale:g}" + (", again" if found else ""))
             config, load = bench.plan.config(bench.plan.baseline), bench.plan.load("tune", scale)
             replays.append(bench.measure(None, config, load, "calibration"))
-        verdicts.append(misses_an_slo(bench.plan, replays[len(verdicts)]))
-        if not verdicts[0] or verdicts.count(False) == CONFIRMATIONS:
-            return False
-    return True
+        found.append(slo_violation(bench.plan, replays[len(found)]))
+        if found[0] <= 0 or sum(value <= 0 for value in found) == CONFIRMATIONS:
+            return max(value for value in found if value <= 0)
+    return max(found)

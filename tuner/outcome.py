@@ -120,5 +120,10 @@ def disqualifying_doubt(plan: Plan, measurement: Measurement) -> Doubt | None:
 
 def misses_an_slo(plan: Plan, measurement: Measurement) -> bool:
     """Whether some class falls short of its attainment."""
+    return slo_violation(plan, measurement) > 0
+
+
+def slo_violation(plan: Plan, measurement: Measurement) -> float:
+    """The largest violation of a class, ln(latency / bound); negative: what the closest one has to spare."""
     metrics = traffic_metrics(measurement.records, plan.slos, measurement.duration)
-    return any(found.violation > 0 for found in metrics.classes.values())
+    return max(found.violation for found in metrics.classes.values())

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from reports import doubts, scenarios
+from reports import doubts, scenarios, verifications
+from reports.evidence import NOTHING, Evidence
 from reports.text import interval, number, percent, plain
 from tuner.recommend import Recommendation
 from tuner.results import StudyResults, TrialResult
@@ -27,19 +28,24 @@ class Row:
     detail: str
 
 
-def info(results: StudyResults, recommendation: Recommendation) -> tuple[Row, ...]:
+def info(
+    results: StudyResults, recommendation: Recommendation, evidence: Evidence = NOTHING
+) -> tuple[Row, ...]:
     """Rows in the order of the questions; none without a recommended trial."""
     if recommendation.trial is None:
         return ()
-    return tuple(_rows(results, recommendation.trial))
+    return tuple(_rows(results, recommendation.trial, evidence))
 
 
-def _rows(results: StudyResults, chosen: TrialResult) -> Iterator[Row]:
+def _rows(results: StudyResults, chosen: TrialResult, evidence: Evidence) -> Iterator[Row]:
     assert chosen.traffic is not None
     baseline = results.baseline
     if chosen.number != baseline.number and baseline.traffic is not None:
         yield _more(proven(results, chosen), proven(results, baseline))
     yield _again(results, chosen)
+    since = [row for row in verifications.info(results, evidence) if row.trial == chosen.number]
+    if since:
+        yield _verified(since[-1])
     yield _proven(chosen)
     found = [row for row in doubts.info(results, chosen.number) if chosen.number in row.trials]
     detail = ", ".join(row.doubt for row in found) or "no check of its measurement raised one"
@@ -87,6 +93,14 @@ def _kept(row: scenarios.Row) -> str:
     return f"{told} at {plain(row.time_scale)}x"
 
 
+def _verified(last: verifications.Row) -> Row:
+    why = last.failure or (f"missed {', '.join(last.missed)}" if last.missed else last.comparison)
+    detail = f"{verifications.moment(last)}, {last.traffic} at {plain(last.time_scale)}x: {why or 'nothing measured'}"
+    if last.comparison in ("better", "worse", "not told apart") and not (last.failure or last.missed):
+        detail += " than the baseline" if last.comparison != "not told apart" else " from the baseline"
+    return Row("Did it hold when verified last?", "it held" if last.holds else "it did not hold", last.holds, detail)
+
+
 def _proven(chosen: TrialResult) -> Row:
     assert chosen.traffic is not None
     classes = chosen.traffic.classes.values()
@@ -105,6 +119,7 @@ def sentence(rows: Sequence[Row]) -> str:
     words = {
         "Does it serve": "{} to serve more than the baseline",
         "Does it hold": "measured again it held {}",
+        "Did it hold when verified": "verified last, {}",
         "Is each SLO": "SLOs proven at 95 % for {}",
         "Is its measurement": "{} about its measurement",
     }

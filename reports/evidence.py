@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from tuner.results import TrialResult
 from tuner.scoring.probes import ProbeRecord
 from tuner.store import Store
-from tuner.stored import Failure, StoredMeasurement
+from tuner.stored import Failure, StoredMeasurement, StoredVerification
+from tuner.verification import PURPOSE
 
 OF_TRIALS = ("baseline", "trial")
 """Purposes of the measurements that are a trial."""
@@ -15,11 +17,17 @@ OF_TRIALS = ("baseline", "trial")
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """measured: in the order in which they were made. reference: the reference's answers to the probes."""
+    """measured: of the study, in the order in which they were made. reference: the reference's answers to the probes.
+
+    verifications: what `tune verify` was asked, oldest first; verified: its replays; references: by reference key.
+    """
 
     measured: tuple[StoredMeasurement, ...] = ()
     failures: tuple[Failure, ...] = ()
     reference: tuple[ProbeRecord, ...] = ()
+    verifications: tuple[StoredVerification, ...] = ()
+    verified: tuple[StoredMeasurement, ...] = ()
+    references: Mapping[str, tuple[ProbeRecord, ...]] = field(default_factory=dict)
 
     def of_trial(self, trial: TrialResult) -> StoredMeasurement | None:
         """The measurement that the trial's figures come from; None for a trial without figures."""
@@ -41,4 +49,12 @@ NOTHING = Evidence()
 def load_evidence(store: Store, study: str) -> Evidence:
     """Raises ValueError for an unknown study."""
     key = str(store.study_info(study).provenance.get("reference_key", ""))
-    return Evidence(store.measurements(study), store.failures(study), store.reference(key) or ())
+    every, asked = store.measurements(study), store.verifications(study)
+    return Evidence(
+        measured=tuple(one for one in every if one.measurement.purpose != PURPOSE),
+        failures=store.failures(study),
+        reference=store.reference(key) or (),
+        verifications=asked,
+        verified=tuple(one for one in every if one.measurement.purpose == PURPOSE),
+        references={one.reference_key: store.reference(one.reference_key) or () for one in asked},
+    )

@@ -27,6 +27,7 @@ from reports import (
     timeline,
     trial_cards,
     trial_table,
+    verifications,
 )
 from reports.evidence import NOTHING, Evidence
 from reports.knob_section import changes, knobs
@@ -54,7 +55,7 @@ def write_report(
 def _content(results: StudyResults, recommendation: Recommendation, evidence: Evidence) -> dict[str, Any]:
     chosen = recommendation.trial
     number = None if chosen is None else chosen.number
-    sure = assurance.info(results, recommendation)
+    sure = assurance.info(results, recommendation, evidence)
     return {
         "results": results,
         "recommendation": recommendation,
@@ -87,6 +88,8 @@ def _sections(
         yield changes(taken_back)
     yield knobs(knob_effects.info(results), knob_importances.analyses(results))
     yield protocol.robustness(scenarios.info(results, number))
+    if since := verifications.info(results, evidence):
+        yield verifications.section(since, number)
     history, reasons = study_history.info(results), study_history.reasons(results)
     yield protocol.course(history, reasons, timeline.info(results, evidence), counts, results.search_end)
     yield sections.trials(trial_table.info(results, number), tail)

@@ -26,6 +26,7 @@ from reports import (
     study_history,
     timeline,
     trial_table,
+    verifications,
 )
 from reports.evidence import Evidence
 from tuner.recommend import Recommendation
@@ -42,7 +43,7 @@ def tables(results: StudyResults, recommendation: Recommendation, evidence: Evid
     found, clock = knob_importances.analyses(results), timeline.info(results, evidence)
     alone = knob_effects.effects(found.get(knob_importances.GOODPUT))
     return {
-        "assurance": frame(assurance.info(results, recommendation), assurance.Row),
+        "assurance": frame(assurance.info(results, recommendation, evidence), assurance.Row),
         "comparison": frame(comparison.info(recommendation), comparison.Row),
         "pareto_front": frame(pareto_front.info(results, number), pareto_front.Row),
         "slo_compliance": frame(slo_compliance.info(results, number), slo_compliance.Row),
@@ -60,6 +61,7 @@ def tables(results: StudyResults, recommendation: Recommendation, evidence: Evid
         "reasons": frame(study_history.reasons(results), study_history.Reason),
         "timeline": frame(clock, timeline.Row),
         "trials": frame(trial_table.info(results, number), trial_table.Row),
+        "verifications": frame(verifications.info(results, evidence), verifications.Row),
         "doubts": frame(doubts.info(results, number), doubts.Row),
     }
 

@@ -191,6 +191,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "tuner.anova",
         "tuner.stopping",
         "tuner.retune",
+        "tuner.verification",
         SCORING,
     ),
     **dict.fromkeys(

@@ -18,7 +18,7 @@ from tuner.scoring.quality import QualityScore, SliceQuality
 from tuner.scoring.speculation import DomainSpeculation
 from tuner.serving.config import ServingConfig
 from tuner.spec import StudySpec, parse_spec
-from tuner.stored import Failure, StoredMeasurement, ValidationFailure
+from tuner.stored import Failure, StoredMeasurement, StoredVerification, ValidationFailure
 from tuner.traffic.trace import RequestRecord
 
 RECOMMENDED = 9
@@ -229,7 +229,28 @@ def evidence(results: StudyResults) -> Evidence:
                 f"2026-11-21T12:{4 + i // 30:02}:{i % 30 + 10}.000+00:00")
         for i, t in enumerate(lost)
     )  # fmt: skip
-    return Evidence(measured, failures, needles(11))
+    return Evidence(measured, failures, needles(11), **verified(results))
+
+
+def verified(results: StudyResults) -> dict[str, Any]:
+    """Two verifications: a week later all is well, two weeks later the traffic's answers come late."""
+    replays = (
+        stored(results, 0, "verify", 4.0, 50),
+        stored(results, RECOMMENDED, "verify", 4.0, 51),
+        stored(results, 0, "verify", 3.5, 52),
+        stored(results, RECOMMENDED, "verify", 3.5, 53, probes=needles(3)),
+    )
+    early, late = (
+        replace(one, measurement=replace(one.measurement, records=records(ttft)))
+        for one, ttft in ((replays[1], 0.2), (replays[3], 4.0))
+    )
+    asked = (
+        StoredVerification(RECOMMENDED, "holdout", 4.0, "/traces/trace.jsonl", "aa", "no probes", (50, 51), None,
+                           "2026-11-28T08:00:00.000+00:00"),
+        StoredVerification(RECOMMENDED, "new", 3.5, "/traces/week-2.jsonl", "bb", "key", (52, 53), None,
+                           "2026-12-05T08:30:00.000+00:00"),
+    )  # fmt: skip
+    return {"verifications": asked, "verified": (replays[0], early, replays[2], late), "references": {"key": needles(11)}}
 
 
 VECTORS = (
@@ -324,4 +345,6 @@ def hostile_evidence(results: StudyResults) -> Evidence:
         return replace(one, measurement=made)
 
     failures = tuple(replace(one, reason=next(nasty), detail=next(nasty)) for one in clean.failures)
-    return Evidence(tuple(map(spoiled, clean.measured)), failures, clean.reference)
+    asked = tuple(replace(one, trace=next(nasty), window="new", failure=next(nasty)) for one in clean.verifications)
+    spoilt = (tuple(map(spoiled, measured)) for measured in (clean.measured, clean.verified))
+    return Evidence(*(next(spoilt), failures, clean.reference, asked, next(spoilt), clean.references))

@@ -28,11 +28,13 @@ from reports import (
     study_history,
     text,
     timeline,
+    verifications,
 )
 from reports import trial_table as trials
 from reports.comparison import shown, shown_change
 from reports.evidence import OF_TRIALS
 from reports.page import load_in_words, tail_name
+from reports.parts import Table
 from tests.fakes import cases
 from tuner.results import StudyResults
 from tuner.scoring.metrics import Interval
@@ -167,6 +169,20 @@ def test_how_sure_says_what_was_proven(results: StudyResults) -> None:
     untested = assurance.info(study(validations=()), recommendation(results))
     assert "not measured again" in assurance.sentence(untested)
     assert assurance.info(results, recommendation(results, None)) == () and assurance.sentence(()) == ""
+
+
+def test_what_was_verified_since_is_told(results: StudyResults) -> None:
+    """Expected values by hand: in `late` every answer takes 4 s and more, the SLO of chat allows 0.5."""
+    held, late = verifications.info(results, evidence(results))
+    assert (held.traffic, held.rounds, held.holds, held.comparison) == ("holdout", 1, True, "better")
+    assert held.attainment == {"chat": pytest.approx(40 / 41), "documents": 1.0} and held.missed == ()
+    assert held.difference is not None and held.difference.low > 0
+    assert (late.traffic, late.holds, late.missed) == ("week-2.jsonl", False, ("quality:recall", "slo:chat", "slo:documents"))
+    told = assurance.info(results, recommendation(results), evidence(results))[2]
+    assert told.answer == "it did not hold" and not told.holds
+    assert told.detail == "2026-12-05 08:30 UTC, week-2.jsonl at 3.5x: missed quality:recall, slo:chat, slo:documents"
+    (table, _) = verifications.section((held, late), RECOMMENDED).parts
+    assert isinstance(table, Table) and [row[1][4].text for row in table.rows] == ["no", "yes"], "the last first"
 
 
 @given(st.floats(0, 50), st.floats(0.01, 5), st.floats(0, 50), st.floats(0.01, 5))

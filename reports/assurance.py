@@ -28,9 +28,7 @@ class Row:
     detail: str
 
 
-def info(
-    results: StudyResults, recommendation: Recommendation, evidence: Evidence = NOTHING
-) -> tuple[Row, ...]:
+def info(results: StudyResults, recommendation: Recommendation, evidence: Evidence = NOTHING) -> tuple[Row, ...]:
     """Rows in the order of the questions; none without a recommended trial."""
     if recommendation.trial is None:
         return ()

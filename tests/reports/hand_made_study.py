@@ -250,7 +250,11 @@ def verified(results: StudyResults) -> dict[str, Any]:
         StoredVerification(RECOMMENDED, "new", 3.5, "/traces/week-2.jsonl", "bb", "key", (52, 53), None,
                            "2026-12-05T08:30:00.000+00:00"),
     )  # fmt: skip
-    return {"verifications": asked, "verified": (replays[0], early, replays[2], late), "references": {"key": needles(11)}}
+    return {
+        "verifications": asked,
+        "verified": (replays[0], early, replays[2], late),
+        "references": {"key": needles(11)},
+    }
 
 
 VECTORS = (

@@ -177,7 +177,11 @@ def test_what_was_verified_since_is_told(results: StudyResults) -> None:
     assert (held.traffic, held.rounds, held.holds, held.comparison) == ("holdout", 1, True, "better")
     assert held.attainment == {"chat": pytest.approx(40 / 41), "documents": 1.0} and held.missed == ()
     assert held.difference is not None and held.difference.low > 0
-    assert (late.traffic, late.holds, late.missed) == ("week-2.jsonl", False, ("quality:recall", "slo:chat", "slo:documents"))
+    assert (late.traffic, late.holds, late.missed) == (
+        "week-2.jsonl",
+        False,
+        ("quality:recall", "slo:chat", "slo:documents"),
+    )
     told = assurance.info(results, recommendation(results), evidence(results))[2]
     assert told.answer == "it did not hold" and not told.holds
     assert told.detail == "2026-12-05 08:30 UTC, week-2.jsonl at 3.5x: missed quality:recall, slo:chat, slo:documents"

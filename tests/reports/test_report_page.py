@@ -71,8 +71,8 @@ def test_sections_come_in_the_order_of_a_decision(tmp_path: Path, results: Study
     found = page(tmp_path, results, recommendation(results), evidence(results))
     order = ["Deploy trial 9", "How sure is it", "Baseline against recommended", "Goodput, quality and tail latency",
              "SLO compliance", "Latency distributions", "Quality by slice", "What each change buys",
-             "What each knob does", "Robustness", "Verified since", "Course of the study", "Trials", "What was measured where",
-             "Doubts and advice"]  # fmt: skip
+             "What each knob does", "Robustness", "Verified since", "Course of the study", "Trials",
+             "What was measured where", "Doubts and advice"]  # fmt: skip
     places = [found.text.index(order[0])] + [found.text.index(f"\n{heading}\n") for heading in order[1:]]
     assert places == sorted(places)
     links = [a["href"] for tag, a in found.tags if tag == "a"]

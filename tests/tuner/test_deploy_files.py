@@ -40,6 +40,7 @@ LLAMACPP_FLAGS = {
     "--alias", "--model", "--threads", "--seed", "--ctx-size", "--parallel", "--batch-size", "--ubatch-size",
     "--cache-type-k", "--cache-type-v", "--cache-prompt", "--no-cache-prompt", "--flash-attn", "--no-context-shift",
     "--metrics", "--spec-type", "--spec-draft-model", "--spec-draft-n-max", "--spec-ngram-simple-size-n",
+    "--spec-ngram-simple-size-m",
 }  # fmt: skip
 """tools/server/README.md of llama.cpp 0c1e570."""
 SPECULATIVE = {"num_speculative_tokens": 3}
@@ -136,6 +137,7 @@ LLAMACPP_CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("values are stored as the keys", {"kv_cache_dtype": "int8"}, "--cache-type-v", "q8_0"),
     ("depth of a draft model", SPECULATIVE, "--spec-draft-n-max", "3"),
     ("n-grams need no draft model", NGRAM, "--spec-type", "ngram-simple"),
+    ("n-grams guess as many as measured, not 48", NGRAM, "--spec-ngram-simple-size-m", "3"),
 ]
 
 

@@ -62,8 +62,10 @@ def _prefix_caching(config: EngineConfig) -> Mapped:
 
 
 def _depth(config: EngineConfig) -> Mapped:
+    if not config.num_speculative_tokens:
+        return Mapped("exact", "0: no speculation.")
     if not config.uses_draft_model:
-        return Mapped("exact", "Not used: no draft model guesses.")
+        return Mapped("approximate", "With n-grams as --spec-ngram-simple-size-m, below.")
     return Mapped("exact", "Most tokens guessed at once.", config.num_speculative_tokens)
 
 
@@ -74,6 +76,9 @@ def llamacpp_fixed(config: EngineConfig) -> Fixed:
         "no-context-shift": (True, "a request ends at its length, as measured."),
         "metrics": (True, "for Prometheus, at /metrics."),
     }
+    if config.num_speculative_tokens and not config.uses_draft_model:
+        note = "num_speculative_tokens: the guess that follows the n-gram (llama.cpp's own default is 48)."
+        fixed["spec-ngram-simple-size-m"] = (config.num_speculative_tokens, note)
     if not config.enable_prefix_caching:
         fixed["no-cache-prompt"] = (True, "the measured engine shared no prefixes; remove the line to allow it.")
     return fixed

@@ -12,7 +12,7 @@ from reports.evidence import NOTHING, Evidence
 from reports.page import write_report
 from tuner.plan import config_of
 from tuner.recommend import Recommendation
-from tuner.results import StudyResults
+from tuner.results import StudyResults, TrialResult
 from tuner.retune import POINTS, RetuneWhen, conditions, retune_when
 from tuner.serving.adapters import engine_config
 from tuner.serving.export import alerts
@@ -21,6 +21,8 @@ from tuner.serving.export.manifests import MANIFESTS
 from tuner.traffic.profile import SERIES, LengthCounts, drift_limit
 
 ALERTS = "alerts.yaml"
+FRONT = "front"
+"""Directory of an interrupted run: a configuration for each trial of the front."""
 FILES = ("report.html", "recommended.yaml", *(f"deploy/{file}" for file in (*ENGINES.values(), ALERTS)))
 
 
@@ -33,6 +35,7 @@ def deliver(results: StudyResults, found: Recommendation, directory: Path, evide
     """
     for name in FILES:
         (directory / name).unlink(missing_ok=True)
+    forget_front(directory)
     report = directory / "report.html"
     write_report(results, found, report, evidence)
     if found.trial is None:
@@ -44,6 +47,39 @@ def deliver(results: StudyResults, found: Recommendation, directory: Path, evide
     deploy = [path for target in ENGINES for path in export_to(target, results, found, directory / "deploy")]
     _write_alerts(results, found, directory / "deploy", tuple(alerts.ENGINES))  # of both, where the single ones had one
     return [report, recommended, *dict.fromkeys(deploy)]
+
+
+def deliver_front(
+    results: StudyResults, found: Recommendation, directory: Path, evidence: Evidence = NOTHING
+) -> list[Path]:
+    """Write what a study that was interrupted has found so far: the report, and each trial of the front as a
+    configuration for `python -m engine --config`. Return the paths; what an earlier interruption left is gone."""
+    forget_front(directory)
+    report = directory / "report.html"
+    write_report(results, found, report, evidence)
+    (directory / FRONT).mkdir(exist_ok=True)
+    return [report, *(_write_front_trial(results, trial, directory / FRONT) for trial in results.front)]
+
+
+def forget_front(directory: Path) -> None:
+    """Delete the front of an interruption that is over."""
+    for path in (directory / FRONT).glob("trial-*.yaml"):
+        path.unlink()
+
+
+def _write_front_trial(results: StudyResults, trial: TrialResult, directory: Path) -> Path:
+    assert trial.objectives is not None
+    goodput, quality, tail = trial.objectives
+    head = (
+        f"# study {results.spec.name}, trial {trial.number}: on the front when the study was interrupted\n"
+        f"# {goodput:.2f} good requests/s at {trial.time_scale or results.time_scale:.3g}x the recorded rate, quality "
+        f"{quality:.4f}, tail latency {tail:.4f} s\n"
+        "# Not measured again after the search, on held-out traffic neither.\n"
+    )
+    path = directory / f"trial-{trial.number}.yaml"
+    values = engine_config(config_of(results.spec, trial.knobs)).model_dump()
+    path.write_text(head + yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    return path
 
 
 def refusal(found: Recommendation) -> str | None:

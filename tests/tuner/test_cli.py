@@ -139,13 +139,19 @@ def test_an_interruption_keeps_everything_and_says_how_to_go_on(tmp_path: Path, 
         f"interrupted; go on with: tune resume {tmp_path / 'study.yaml'} --out {tmp_path / 'runs'}"
     )
     assert "Traceback" not in said
-    assert "RUNNING" not in states(tmp_path / "runs" / "fake")
+    run = tmp_path / "runs" / "fake"
+    front = sorted((run / "front").iterdir())
+    written = [line.removeprefix("wrote ") for line in said.splitlines() if line.startswith("wrote ")]
+    assert front and sorted(written) == [str(path) for path in [*front, run / "report.html"]]
+    assert all(load_config(path).model == str(tmp_path / "model") for path in front)
+    assert "RUNNING" not in states(run)
     assert all(gone(pid) for pid in started(tmp_path))
     kept = tmp_path / "runs/fake/study.yaml"
     kept.write_text(yaml.safe_dump(yaml.safe_load(kept.read_text()) | {"budget": budget}, sort_keys=False))
     resumed = tune("resume", "--out", tmp_path / "runs")  # the only one there that was stopped
     assert resumed.exit_code == 0, resumed.stderr
     assert states(tmp_path / "runs" / "fake").count("COMPLETE") >= 5
+    assert list((run / "front").iterdir()) == [], "what followed is handed over instead"
     done = tune("resume", "--out", tmp_path / "runs")
     assert done.exit_code == 2 and "expected one run that was stopped, none of 1 was" in done.stderr
 

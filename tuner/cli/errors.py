@@ -15,7 +15,8 @@ EXIT_STATUSES = {
     MISTAKE: "Your input needs a change; one line on standard error says which.",
     NOTHING_FEASIBLE: "Nothing can be deployed: `tune recommend`, `export`, `whatif`, `verify`.",
     ENGINE_FAILED: "The engine failed, or could not be measured soundly, through no fault of a trial's configuration.",
-    INTERRUPTED: "Ctrl-C or SIGTERM. What was measured is kept; the last line says how to go on.",
+    INTERRUPTED: "Ctrl-C or SIGTERM. What was measured is kept, the front so far is written, the last line says how "
+    "to go on.",
 }
 """What each exit status of `tune` means."""
 

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from tuner.cli.run_directory import DATABASE, STUDY_FILE
 from tuner.cli.studies import standings
-from tuner.cli.study import DATABASE, STUDY_FILE, execute
+from tuner.cli.study import execute
 
 
 def resume(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.cli.study import DATABASE, RunArgument, database_of
+from tuner.cli.run_directory import DATABASE, RunArgument, database_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuner.cli.errors import INTERRUPTED, NOTHING_FEASIBLE
+from tuner.cli.run_directory import (
+    DATABASE,
+    STUDY_FILE,
+    RunArgument,
+    StudyOption,
+    database_of,
+    evidence_of,
+    open_run,
+    retune_conditions,
+)
 
 if TYPE_CHECKING:
-    from reports.evidence import Evidence
-    from tuner.recommend import Recommendation
-    from tuner.results import StudyResults
     from tuner.spec import StudySpec
 
-DATABASE = "study.db"
-STUDY_FILE = "study.yaml"
 OUTPUTS = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", STUDY_FILE, "engine.yaml", "engine.log")
-
-RunArgument = Annotated[Path, typer.Argument(help="Directory of a run, such as runs/demo.")]
-StudyOption = Annotated[
-    Path | None, typer.Option(help="Score by the SLOs and floors of this study file, without an engine.")
-]
 
 
 def init(
@@ -109,16 +109,37 @@ def run(
 
 
 def execute(file: Path, spec: StudySpec, directory: Path, resume: bool, warm_start: Path | None = None) -> None:
-    """Run or resume a study, and hand over what came of it; Ctrl-C and SIGTERM end it with the line that goes on."""
+    """Run or resume a study, and hand over what came of it. Ctrl-C and SIGTERM end it with the front so far and the
+    line that goes on."""
     try:
         with stopping():
             _run_study(spec, directory, resume, warm_start)
     except KeyboardInterrupt:
+        _hand_over_front(directory)
         where = "" if file.parent == directory else f" --out {directory.parent}"
         subject = directory if file.parent == directory else file
-        typer.echo(f"\ninterrupted; go on with: tune resume {subject}{where}", err=True)
+        typer.echo(f"interrupted; go on with: tune resume {subject}{where}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     _finish(directory)
+
+
+def _hand_over_front(directory: Path) -> None:
+    """Report and front of a study that was interrupted, once it has a trial; a second Ctrl-C goes without."""
+    from tuner.deliver import deliver_front
+    from tuner.store import Store
+
+    typer.echo("\ninterrupted; writing the front so far (Ctrl-C: leave it)", err=True)
+    try:
+        with Store(database_of(directory), create=False) as store:
+            if not any(store.trials(name) for name in store.study_names()):
+                return
+        results, found = open_run(directory)
+        if results.baseline.state == "running":
+            return
+        for path in deliver_front(results, found, directory, evidence_of(directory)):
+            typer.echo(f"wrote {path}", err=True)
+    except KeyboardInterrupt:
+        return
 
 
 @contextmanager
@@ -167,52 +188,14 @@ def _finish(directory: Path) -> None:
     from tuner.console import print_recommendation
     from tuner.deliver import deliver
 
-    results, found = _open(directory)
-    files = deliver(results, found, directory, _evidence(directory))
-    print_recommendation(found, files, _retune(results, found), results.search_end)
-
-
-def _open(directory: Path, study: Path | None = None) -> tuple[StudyResults, Recommendation]:
-    """The results of a run, scored by the SLOs and floors of `study` where one is given."""
-    from tuner.recommend import recommend
-    from tuner.results import load_results
-    from tuner.spec import load_spec
-    from tuner.store import Store
-
-    path = database_of(directory)
-    with Store(path, create=False) as store:
-        names = store.study_names()
-        if not names:
-            raise ValueError(f"{path}: holds no study")
-        results = load_results(store, names[0], load_spec(study) if study is not None else None)
-    return results, recommend(results)
-
-
-def _retune(results: StudyResults, found: Recommendation) -> tuple[str, ...]:
-    """When to tune again."""
-    from tuner.retune import conditions, retune_when
-
-    when = retune_when(results, found)
-    return () if when is None else conditions(when)
-
-
-def _evidence(run: Path) -> Evidence:
-    """The raw records behind the figures of a run's report."""
-    from reports.evidence import load_evidence
-    from tuner.store import Store
-
-    with Store(database_of(run), create=False) as store:
-        return load_evidence(store, store.study_names()[0])
-
-
-def database_of(run: Path) -> Path:
-    """The database of a run's directory; the file itself where it is given."""
-    return run if run.suffix == ".db" else run / DATABASE
+    results, found = open_run(directory)
+    files = deliver(results, found, directory, evidence_of(directory))
+    print_recommendation(found, files, retune_conditions(results, found), results.search_end)
 
 
 def _remove_earlier(directory: Path) -> None:
     """Delete the files of an earlier run, and no others. Refuses while another process runs the study."""
-    from tuner.deliver import FILES
+    from tuner.deliver import FILES, forget_front
     from tuner.resume import runner_alive
     from tuner.store import Store
 
@@ -223,6 +206,7 @@ def _remove_earlier(directory: Path) -> None:
                     raise ValueError(f"{directory}: study {name!r} is being run by {owner}; stop it before --fresh")
     for name in (*OUTPUTS, *FILES):
         (directory / name).unlink(missing_ok=True)
+    forget_front(directory)
 
 
 def recommend_(
@@ -237,12 +221,12 @@ def recommend_(
     from tuner.console import print_recommendation
     from tuner.whatif import summary
 
-    results, found = _open(run, study)
+    results, found = open_run(run, study)
     if as_json:
-        told = {"reasons": list(found.reasons), "tune_again_when": list(_retune(results, found))}
+        told = {"reasons": list(found.reasons), "tune_again_when": list(retune_conditions(results, found))}
         typer.echo(json.dumps(summary(found) | told | {"search_end": results.search_end}, indent=2))
     else:
-        print_recommendation(found, retune=_retune(results, found), ended=results.search_end)
+        print_recommendation(found, retune=retune_conditions(results, found), ended=results.search_end)
     if not found.deployable:
         raise typer.Exit(NOTHING_FEASIBLE)
 
@@ -260,7 +244,7 @@ def report(
     from reports.page import write_report
 
     path = out or (run.parent if run.suffix == ".db" else run) / "report.html"
-    (results, found), evidence = _open(run, study), _evidence(run)
+    (results, found), evidence = open_run(run, study), evidence_of(run)
     write_report(results, found, path, evidence)
     typer.echo(f"wrote {path}")
     if csv is not None:
@@ -287,7 +271,7 @@ def export(
     """
     from tuner.deliver import export_to, refusal
 
-    results, found = _open(run, study)
+    results, found = open_run(run, study)
     if (why := refusal(found)) is not None:
         typer.echo(why, err=True)
         raise typer.Exit(NOTHING_FEASIBLE)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tuner.cli.errors import NOTHING_FEASIBLE, REFUSED
-from tuner.cli.study import RunArgument, database_of, stopping
+from tuner.cli.run_directory import RunArgument, database_of
+from tuner.cli.study import stopping
 
 if TYPE_CHECKING:
     from rich.table import Table

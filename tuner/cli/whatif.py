@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuner.cli.errors import NOTHING_FEASIBLE
-from tuner.cli.study import RunArgument, database_of
+from tuner.cli.run_directory import RunArgument, database_of
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -23,12 +23,10 @@ from tests.tuner.test_alerts import FULL, Limits, _rules
 from tests.tuner.test_deploy_files import HOSTILE, NGRAM, SPECULATIVE, _arguments, _export
 from tuner.serving.export.files import ENGINES
 
-VLLM_PYTHON = Path(os.environ.get("VLLM_PYTHON", "/work/peers/vl/bin/python"))
-SGLANG_PYTHON = Path(os.environ.get("SGLANG_PYTHON", VLLM_PYTHON))
-SGLANG_PATH = Path(os.environ.get("SGLANG_PATH", "/work/peers/sgw/site"))
-LLAMA_SERVER = Path(
-    os.environ.get("LLAMA_SERVER", "/work/peers/lc/llama_cpp_python-0.3.36/vendor/llama.cpp/build/bin/llama-server")
-)
+VLLM_PYTHON = os.environ.get("VLLM_PYTHON", "")
+SGLANG_PYTHON = os.environ.get("SGLANG_PYTHON", VLLM_PYTHON)
+SGLANG_PATH = os.environ.get("SGLANG_PATH", "")
+LLAMA_SERVER = os.environ.get("LLAMA_SERVER") or shutil.which("llama-server") or ""
 OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
@@ -70,14 +68,14 @@ for file in sys.argv[1:]:
 """
 
 
-def _needs(path: Path, what: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(not path.exists(), reason=f"no {what} at {path}")
+def _needs(path: str, what: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(not path or not Path(path).exists(), reason=f"no {what} ({path or 'not named'})")
 
 
-def _parsed(python: Path, program: str, target: str, tmp_path: Path, **environment: str) -> dict[str, dict[str, Any]]:
+def _parsed(python: str, program: str, target: str, tmp_path: Path, **environment: str) -> dict[str, dict[str, Any]]:
     """The file of each configuration as the engine's own parser reads it, by one process for all."""
     files = {name: _export(target, tmp_path / str(i), **c)[0] for i, (name, c) in enumerate(CONFIGURATIONS.items())}
-    command = [str(python), "-c", program, *map(str, files.values())]
+    command = [python, "-c", program, *map(str, files.values())]
     done = subprocess.run(command, env={**os.environ, **OFFLINE, **environment}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     told = [json.loads(line.removeprefix("parsed ")) for line in done.stdout.splitlines() if line.startswith("parsed ")]
@@ -87,7 +85,7 @@ def _parsed(python: Path, program: str, target: str, tmp_path: Path, **environme
     return dict(zip(files, told, strict=True))
 
 
-@_needs(VLLM_PYTHON, "Python with vLLM")
+@_needs(VLLM_PYTHON, "VLLM_PYTHON")
 def test_vllm_parses_its_file(tmp_path: Path) -> None:
     found = _parsed(VLLM_PYTHON, VLLM_PARSER, "vllm", tmp_path, PYTHONPATH="")
     plain, rest = found["defaults"], found["everything else"]
@@ -100,10 +98,10 @@ def test_vllm_parses_its_file(tmp_path: Path) -> None:
     assert rest["scheduling_policy"] == "priority" and rest["served_model_name"] == ["mini"]
 
 
-@_needs(SGLANG_PYTHON, "Python for SGLang")
-@_needs(SGLANG_PATH, "SGLang")
+@_needs(SGLANG_PYTHON, "SGLANG_PYTHON")
+@_needs(SGLANG_PATH, "SGLANG_PATH")
 def test_sglang_parses_its_file(tmp_path: Path) -> None:
-    found = _parsed(SGLANG_PYTHON, SGLANG_PARSER, "sglang", tmp_path, PYTHONPATH=str(SGLANG_PATH))
+    found = _parsed(SGLANG_PYTHON, SGLANG_PARSER, "sglang", tmp_path, PYTHONPATH=SGLANG_PATH)
     plain, rest = found["defaults"], found["everything else"]
     assert (plain["max_running_requests"], plain["chunked_prefill_size"], plain["context_length"]) == (8, 256, 2048)
     assert plain["disable_radix_cache"] is True and rest["disable_radix_cache"] is False
@@ -112,17 +110,17 @@ def test_sglang_parses_its_file(tmp_path: Path) -> None:
     assert (rest["kv_cache_dtype"], rest["page_size"], rest["max_queued_requests"]) == ("fp8_e4m3", 32, 16)
 
 
-@_needs(LLAMA_SERVER, "llama-server")
+@_needs(LLAMA_SERVER, "LLAMA_SERVER")
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_llama_server_parses_its_flags(tmp_path: Path, name: str) -> None:
     """It reads all of its command line before it looks for the model: "failed to load model" is past the parser."""
     (script,) = _export("llamacpp", tmp_path, **CONFIGURATIONS[name])
-    environment = {**os.environ, "LLAMA_SERVER": str(LLAMA_SERVER), "LD_LIBRARY_PATH": str(LLAMA_SERVER.parent)}
+    environment = {**os.environ, "LLAMA_SERVER": LLAMA_SERVER, "LD_LIBRARY_PATH": str(Path(LLAMA_SERVER).parent)}
     done = subprocess.run(["sh", str(script), "--port", "0"], env=environment, capture_output=True, text=True)
     said = done.stdout + done.stderr
     assert "error while handling argument" not in said and "invalid argument" not in said, said
     assert "has been removed" not in said and "failed to load model" in said, said
-    known = subprocess.run([str(LLAMA_SERVER), "--help"], env=environment, capture_output=True, text=True).stdout
+    known = subprocess.run([LLAMA_SERVER, "--help"], env=environment, capture_output=True, text=True).stdout
     flags = {word for word in _arguments(script) if word.startswith("--")}
     assert flags <= set(re.findall(r"--[a-z0-9-]+", known))
 

@@ -95,6 +95,9 @@ class EngineConfig(BaseModel):
         "none: only the token budget bounds them.",
         gt=0,
     )
+    async_scheduling: bool | None = _knob(
+        None, "hot", "switch", "Schedule the next step while one is computed; none: where the device is a GPU."
+    )
     scheduling_policy: Literal["fcfs", "priority", "fair"] = _knob(
         "fcfs",
         "hot",

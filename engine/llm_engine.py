@@ -3,53 +3,24 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Ids
-from typing import Protocol
-
-import msgspec
+from itertools import starmap
 
 from engine.config import EngineConfig, knobs
+from engine.in_flight import InFlight, needs_host, reveal
 from engine.kv_cache import BlockManager, narrower
+from engine.runner import RowResult, Runner
 from engine.scheduler import ScheduledSequence, Scheduler, step_load
-from engine.sequence import EngineStats, FinishReason, SamplingParams, Sequence, SequenceOutput
+from engine.sequence import UNKNOWN, EngineStats, FinishReason, SamplingParams, Sequence, SequenceOutput
 from engine.speculative.meter import SpeculationMeter
 
 log = logging.getLogger("servetune.engine")
 
-
-class RowResult(msgspec.Struct, frozen=True, gc=False):
-    """What the runner found for one scheduled sequence.
-
-    tokens: accepted drafts and then one more token; empty when the row does not sample. logprobs, top_logprobs,
-    listed_ids, listed_logprobs: see SequenceOutput. num_drafted: proposals that were verified. num_draft_computed:
-    positions now in the draft model's cache. page_masses: see BlockManager.weigh; empty without kv_heavy_tokens.
-    """
-
-    tokens: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
-    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
-    num_drafted: int = 0
-    num_draft_computed: int = 0
-    listed_ids: bytes = b""
-    listed_logprobs: bytes = b""
-    page_masses: tuple[float, ...] = ()
-
-
-class Runner(Protocol):
-    """Turns a step into tokens. max_model_len: tokens; num_blocks: pages the pool holds under the present config.
-
-    model_window: tokens that the model's own attention sees, or None.
-    """
-
-    max_model_len: int
-    model_window: int | None
-    num_blocks: int
-
-    def execute(self, step: list[ScheduledSequence]) -> list[RowResult]: ...
-
-    def reconfigure(self, config: EngineConfig) -> None: ...
+TOKEN_TO_COME, NO_TOKEN = RowResult((UNKNOWN,)), RowResult()
+"""A row of a step in flight, that samples or does not."""
 
 
 class LLMEngine:
@@ -69,6 +40,8 @@ class LLMEngine:
         self.begun: list[str] = []
         self._steps = self._prompt_tokens = self._generation_tokens = 0
         self._retired = EngineStats()
+        self._in_flight: InFlight | None = None
+        self._step_ended = -math.inf
         self._build()
 
     def _build(self) -> None:
@@ -84,6 +57,8 @@ class LLMEngine:
         )
         self._scheduler = Scheduler(config, self._blocks, self.max_model_len)
         self._counts_service = self._scheduler.policy.counts_service
+        asked = config.async_scheduling
+        self._overlaps = self._runner.asynchronous if asked is None else asked
         # Without either, pages come and go with their sequence alone.
         self._pages_change = self._blocks.window is not None or config.enable_prefix_caching
 
@@ -109,28 +84,85 @@ class LLMEngine:
             self._scheduler.remove(sequence)
 
     def has_work(self) -> bool:
-        return bool(self._sequences)
+        """Whether `step` has anything to do; what a step in flight found counts."""
+        return bool(self._sequences) or self._in_flight is not None
 
     def step(self) -> list[SequenceOutput]:
-        """One forward pass over the scheduled batch; the new tokens of each request that got some."""
+        """One forward pass over the scheduled batch; the new tokens of each request that got some.
+
+        With async_scheduling the pass is launched and the tokens are those of the pass before it, which ran meanwhile,
+        unless the host must have the results before it can go on: then they are of both.
+        """
         began = self._clock()
         self._scheduler.depth = self._speculation.choose_depth(len(self._scheduler.decodes))
         step = self._scheduler.schedule()
         self.begun = [sequence.request_id for sequence in self._scheduler.newcomers]
         if not step:
-            return []
+            return self._land()
         self._steps += 1
-        started = self._clock()
-        results = self._runner.execute(step)
-        seconds = self._clock() - started
+        launched = self._clock()
+        flight = InFlight(step, self._runner.launch(step), began, launched)
+        outputs = self._land()
+        ahead = self._overlaps and not needs_host(step, self.config)
+        if ahead:
+            self._take_off(flight)
+        else:
+            outputs += self._finish(flight)
+        if not (ahead and self._runner.asynchronous):
+            self._record(flight)
+        return outputs
+
+    def _finish(self, flight: InFlight) -> list[SequenceOutput]:
+        """Wait for a step; what it found, counted and told."""
+        step, results = flight.step, flight.pending.collect()
+        assert len(results) == len(step), "one result for each scheduled sequence"
         if self.config.num_speculative_tokens:
             guessed, accepted = [r.num_drafted for r in results], [len(r.tokens) - 1 for r in results]
-            self._speculation.observe(step, guessed, accepted, seconds)
-        assert len(results) == len(step), "one result for each scheduled sequence"
-        outputs = [output for output in map(self._advance, step, results) if output is not None]
+            self._speculation.observe(step, guessed, accepted, self._clock() - flight.launched)
+        rows: Iterable[tuple[ScheduledSequence, RowResult]] = zip(step, results, strict=True)
+        if self._overlaps:  # the step before may have ended a sequence after this one was scheduled
+            rows = [row for row in rows if self._is_live(row[0].sequence)]
+        return [output for output in starmap(self._advance, rows) if output is not None]
+
+    def _take_off(self, flight: InFlight) -> None:
+        """Count a step whose tokens are to come, so that the next one can be scheduled."""
+        for item in flight.step:
+            if self._is_live(item.sequence):
+                self._advance(item, TOKEN_TO_COME if item.samples else NO_TOKEN)
+        self._in_flight = flight
+
+    def _land(self) -> list[SequenceOutput]:
+        """Wait for the step in flight, if there is one, and put its tokens in their places."""
+        if (flight := self._in_flight) is None:
+            return []
+        self._in_flight = None
+        rows = zip(flight.step, flight.pending.collect(), strict=True)
+        if self._runner.asynchronous:
+            self._record(flight)
+        return [self._reveal(*row) for row in rows if row[0].samples and self._is_live(row[0].sequence)]
+
+    def _reveal(self, item: ScheduledSequence, result: RowResult) -> SequenceOutput:
+        """A token of a step that was counted before: only a stop token is news to the schedule."""
+        sequence = item.sequence
+        reason = reveal(item, result.tokens)
+        if reason is not None:
+            self._scheduler.remove(sequence)
+            del self._sequences[sequence.request_id]
+        return SequenceOutput(sequence.request_id, result.tokens, finish_reason=reason)
+
+    def _is_live(self, sequence: Sequence) -> bool:
+        """Whether somebody still waits for its tokens."""
+        return self._sequences.get(sequence.request_id) is sequence
+
+    def _record(self, flight: InFlight) -> None:
+        """Learn how long a step took: from its beginning, or from the end of the step before, if that came later.
+
+        It ends with the call that launched it or, where the device computes on its own, when its tokens are there.
+        """
         if self.config.itl_target is not None:
-            self._scheduler.step_times.record(step_load(step), self._clock() - began)
-        return outputs
+            now = self._clock()
+            self._scheduler.step_times.record(step_load(flight.step), now - max(flight.began, self._step_ended))
+            self._step_ended = now
 
     def _advance(self, item: ScheduledSequence, result: RowResult) -> SequenceOutput | None:
         sequence = item.sequence
@@ -153,7 +185,8 @@ class LLMEngine:
             self._settle(sequence, result.page_masses)
         if reason is not None:
             self._scheduler.remove(sequence)
-            del self._sequences[sequence.request_id]
+            if tokens[-1] != UNKNOWN:
+                del self._sequences[sequence.request_id]
         elif not (result.logprobs or result.num_drafted):
             return SequenceOutput(sequence.request_id, tokens)  # nearly always
         return SequenceOutput(
@@ -187,6 +220,7 @@ class LLMEngine:
             raise ValueError("reconfiguration: needs a new engine process")
         if self._sequences:
             raise ValueError(f"reconfiguration: {len(self._sequences)} requests are in flight")
+        self._land()  # rows of aborted requests
         if cost is not None:
             self._runner.reconfigure(config)
         self._retired = self.stats()

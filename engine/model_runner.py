@@ -10,16 +10,20 @@ import torch
 from torch import Tensor
 
 from engine.config import EngineConfig
+from engine.in_flight import needs_host
 from engine.kernels.operations import Backend, load_operations
 from engine.kernels.reference import PagedTensor
 from engine.kv_cache import narrower
 from engine.layers.attention import Span
 from engine.layers.listing import list_tokens
 from engine.layers.sampler import Listing, log_probabilities
-from engine.llm_engine import LLMEngine, RowResult
+from engine.layers.upload import upload
+from engine.llm_engine import LLMEngine
 from engine.memory import available_host_bytes, plan_pool
 from engine.models.config import ModelConfig, read_model_config
 from engine.models.size import weight_bytes
+from engine.runner import Computed, Pending, RowResult
+from engine.sampled_tokens import SampledTokens
 from engine.scheduler import ScheduledSequence
 from engine.speculative.draft_model import Drafter
 from engine.speculative.prompt_lookup import PromptLookup
@@ -46,6 +50,7 @@ class ModelRunner:
     def __init__(self, config: EngineConfig) -> None:
         torch.set_num_threads(config.num_threads)
         self._device = torch.device(_device_name(config))
+        self.asynchronous = self._device.type == "cuda"
         self.compute_dtype = _dtype_name(config, self._device)
         self._dtype = getattr(torch, self.compute_dtype)
         self._backend = _backend(config, self._device)
@@ -70,6 +75,7 @@ class ModelRunner:
         self._pool_bytes = 0
         self._cache: Cache = []
         self._drafter: Drafter | PromptLookup | None = None
+        self._sampled = SampledTokens()
         self._build_cache(config)
 
     @property
@@ -131,8 +137,9 @@ class ModelRunner:
         return [(PagedTensor.empty(dtype, *size), PagedTensor.empty(dtype, *size)) for _ in range(shape.layers)]
 
     @torch.inference_mode()
-    def execute(self, step: list[ScheduledSequence]) -> list[RowResult]:
-        """One forward pass (and the draft model's, when it speculates). Results run parallel to `step`."""
+    def launch(self, step: list[ScheduledSequence]) -> Pending:
+        """One forward pass (and the draft model's, when it speculates). On a GPU it waits for nothing but what
+        `needs_host` names."""
         proposals = [_forced(item) for item in step]
         if self._drafter is not None:
             drafted = self._drafter.propose(step, self._config)
@@ -145,14 +152,17 @@ class ModelRunner:
         weigh = config.kv_heavy_tokens > 0  # and then a query sees all that is held
         visible = (None, 0) if weigh else self._visible(config)
         batch = self._operations.layout(spans, config.block_size, *visible, self._device, weigh)
+        self._sampled.fill(batch, spans)
         hidden = self._model.forward(batch, self._cache)
         rows, counts = _sampled_rows(step, proposals, batch.first_rows)
-        logits = self._model.logits(hidden[rows]) if rows else hidden.new_zeros(0, 0)
+        logits = self._model.logits(hidden[upload(rows, self._device)]) if rows else hidden.new_zeros(0, 0)
+        if not needs_host(step, config):
+            return self._sampled.sample(step, logits, self._operations.sample)
         results = self._choose(step, proposals, logits, counts)
         if weigh:
             pairs = zip(results, batch.page_masses(), strict=True)
             results = [msgspec.structs.replace(result, page_masses=masses) for result, masses in pairs]
-        return results
+        return Computed(results)
 
     def _choose(
         self, step: list[ScheduledSequence], proposals: list[Proposal], logits: Tensor, counts: list[int]

@@ -18,6 +18,10 @@ MIN_TEMPERATURE = 1e-5
 """Below it sampling is greedy."""
 
 
+UNKNOWN = -1
+"""Stands in an output for the token of a step that is in flight."""
+
+
 REPETITION_PENALTIES = (0.01, 100.0)
 """Beyond them logits could leave float32's range."""
 
@@ -101,7 +105,7 @@ class Sequence:
     """A request inside the engine. Positions are 0-based; token i sits at position i.
 
     priority: lower goes first where the policy asks. tenant: who is charged for it under fair scheduling.
-    num_tokens: prompt and output together; `append` keeps it.
+    output: tokens; the last one may be UNKNOWN. num_tokens: prompt and output together; `append` keeps it.
     num_overtaken: requests behind it in the queue that were admitted before it.
     num_computed: leading tokens whose keys and values are in the target's cache.
     num_draft_computed: the same for the draft model's cache.

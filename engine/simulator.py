@@ -16,10 +16,11 @@ from pathlib import Path
 import msgspec
 
 from engine.config import EngineConfig
-from engine.llm_engine import LLMEngine, RowResult
+from engine.llm_engine import LLMEngine
 from engine.memory import plan_pool
 from engine.models.config import ModelConfig, read_model_config
 from engine.profile import Profile
+from engine.runner import Computed, RowResult
 from engine.scheduler import ScheduledSequence
 from engine.sequence import SamplingParams, SequenceOutput
 from engine.speculative.catching_up import draft_spans
@@ -59,6 +60,8 @@ class SimulatedRunner:
     Raises ValueError for a configuration whose precision was not profiled, and for one that buys no page.
     """
 
+    asynchronous = False
+
     def __init__(self, config: EngineConfig, profile: Profile, num_blocks: int | None = None) -> None:
         self.now = 0.0
         self._profile, self._given_blocks = profile, num_blocks
@@ -87,14 +90,14 @@ class SimulatedRunner:
         # Positions beyond those measured are like the last of them.
         self._rates = [rates[min(i, len(rates) - 1)] if rates else 0.0 for i in range(config.num_speculative_tokens)]
 
-    def execute(self, step: list[ScheduledSequence]) -> list[RowResult]:
+    def launch(self, step: list[ScheduledSequence]) -> Computed:
         """Every sampled row says TOKEN; guesses stand by chance, the same chance in every configuration."""
         if not self._rates:
             a, b, c, d, e, f, *_ = self._model.coefficients
             one, rows, sequences, groups, context, pairs = self._counter.target(step, None)
             self.now += a + b * rows + c * sequences + d * groups + e * context + f * pairs
-            return [ONE if item.samples else NONE for item in step]
-        return self._speculate(step)
+            return Computed([ONE if item.samples else NONE for item in step])
+        return Computed(self._speculate(step))
 
     def _speculate(self, step: list[ScheduledSequence]) -> list[RowResult]:
         computed = [item.sequence.num_draft_computed for item in step]

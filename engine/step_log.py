@@ -6,14 +6,16 @@ The file is MessagePack, one frame a record: a Setting whenever the configuratio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import msgspec
 
 from engine.config import EngineConfig
 from engine.framing import FrameSplitter, pack
-from engine.llm_engine import LLMEngine, RowResult, Runner
+from engine.llm_engine import LLMEngine
+from engine.runner import Computed, Pending, RowResult, Runner
 from engine.scheduler import ScheduledSequence
 from engine.sequence import SequenceOutput
 from engine.speculative.catching_up import draft_spans
@@ -45,7 +47,7 @@ _decode = msgspec.msgpack.Decoder(Setting | TimedStep).decode
 
 
 class CountedRunner:
-    """Another runner, and what its last step computed. compute_dtype: what dtype auto became."""
+    """Another runner, and what its steps computed. compute_dtype: what dtype auto became."""
 
     def __init__(self, runner: Runner, config: EngineConfig, compute_dtype: str, file: IO[bytes]) -> None:
         self._runner, self._file, self._dtype = runner, file, compute_dtype
@@ -54,7 +56,8 @@ class CountedRunner:
             runner.model_window,
             runner.num_blocks,
         )
-        self._last: tuple[Counts, Guesses] | None = None
+        self.asynchronous = runner.asynchronous
+        self._done: list[tuple[Counts, Guesses]] = []
         self._configure(config)
 
     def _configure(self, config: EngineConfig) -> None:
@@ -66,19 +69,42 @@ class CountedRunner:
         self.num_blocks = self._runner.num_blocks
         self._configure(config)
 
-    def execute(self, step: list[ScheduledSequence]) -> list[RowResult]:
+    def launch(self, step: list[ScheduledSequence]) -> Pending:
+        """See Runner."""
+        if self._config.num_speculative_tokens:
+            return self._speculate(step)
+        counted: tuple[Counts, Guesses] = (*self._counter.target(step, None), *NO_DRAFTS), ()
+        pending = self._runner.launch(step)
+        if self.asynchronous:
+            return _Noted(pending, partial(self._done.append, counted))
+        self._done.append(counted)
+        return pending
+
+    def _speculate(self, step: list[ScheduledSequence]) -> Computed:
         spans = draft_spans(step, self._config) if self._config.uses_draft_model else []
-        results = self._runner.execute(step)
+        results = self._runner.launch(step).collect()
         guessed = [result.num_drafted for result in results]
         drafted = self._counter.draft(step, spans, guessed) if spans else NO_DRAFTS
         counts = (*self._counter.target(step, guessed), *drafted)
-        self._last = counts, _verified(step, results, self._config)
-        return results
+        self._done.append((counts, _verified(step, results, self._config)))
+        return Computed(results)
 
-    def take(self) -> tuple[Counts, Guesses] | None:
-        """What the last step computed, once."""
-        last, self._last = self._last, None
-        return last
+    def take(self) -> list[tuple[Counts, Guesses]]:
+        """What the steps computed that ended since the last call."""
+        done, self._done = self._done, []
+        return done
+
+
+class _Noted(NamedTuple):
+    """A step in flight. note: what to do when it has landed."""
+
+    pending: Pending
+    note: Callable[[], None]
+
+    def collect(self) -> list[RowResult]:
+        results = self.pending.collect()
+        self.note()
+        return results
 
 
 class LoggedEngine(LLMEngine):
@@ -96,9 +122,11 @@ class LoggedEngine(LLMEngine):
         began = self._timer() if self._ended is None else self._ended
         outputs = super().step()
         now = self._timer()
-        if (step := self._counted.take()) is not None:
-            self._file.write(pack(TimedStep(step[0], now - began, step[1])))
-        self._ended = now if self.has_work() else None
+        steps = self._counted.take()
+        if len(steps) == 1:  # of two that landed in one call nobody knows which took how long
+            [(counts, guesses)] = steps
+            self._file.write(pack(TimedStep(counts, now - began, guesses)))
+        self._ended = (now if steps else began) if self.has_work() else None
         if self._ended is None:
             self._file.flush()  # whoever ends this process may not wait for it
         return outputs

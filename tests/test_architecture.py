@@ -220,6 +220,7 @@ TRITON = (
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "torch": (
         "engine.model_runner",
+        "engine.sampled_tokens",
         "engine.speculative",
         "engine.checkpoint",
         "engine.packed_weights",

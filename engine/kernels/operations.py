@@ -57,8 +57,8 @@ class Operations(Protocol):
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """SiLU of the first half of the columns times the second, [T, width]."""
 
-    def sample(self, logits: Tensor, params: Sequence[SamplingParams], u: Sequence[float]) -> list[int]:
-        """A token for each row of logits [N, vocab] by its parameters and its u in [0, 1)."""
+    def sample(self, logits: Tensor, params: Sequence[SamplingParams], u: Sequence[float]) -> Tensor:
+        """A token, [N] int64, for each row of logits [N, vocab] by its parameters and its u in [0, 1)."""
 
     def product(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
         """x [T, in] @ matrix.T."""

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.layers.upload import upload
 from engine.sequence import SamplingParams
 
 BLOCK = 4096
@@ -129,19 +130,18 @@ def _sample(
     tl.store(tokens + row, tl.where(token < VOCAB, token, final).to(tl.int64))
 
 
-def sample(logits: Tensor, params: Items[SamplingParams], uniforms: Items[float]) -> list[int]:
-    """A token for each row of logits [N, vocab] float32 by its parameters and its number in [0, 1)."""
+def sample(logits: Tensor, params: Items[SamplingParams], uniforms: Items[float]) -> Tensor:
+    """A token, [N] int64, for each row of logits [N, vocab] float32 by its parameters and its number in [0, 1)."""
     rows, vocab = logits.shape
     device = logits.device
-    temperatures = torch.tensor([0.0 if p.greedy else p.temperature for p in params], device=device)
-    floors = torch.tensor([p.min_p for p in params], device=device).log()
-    top_ks = torch.tensor([min(p.top_k, vocab) or vocab for p in params], dtype=torch.int32, device=device)
-    top_ps = torch.tensor([p.top_p for p in params], device=device)
-    numbers = torch.tensor(uniforms, dtype=torch.float64, device=device)
+    temperatures = upload([0.0 if p.greedy else p.temperature for p in params], device)
+    floors = upload([p.min_p for p in params], device).log()
+    top_ks = upload([min(p.top_k, vocab) or vocab for p in params], device, torch.int32)
+    top_ps = upload([p.top_p for p in params], device)
+    numbers = upload(uniforms, device, torch.float64)
     found = torch.empty(rows, dtype=torch.int64, device=device)
     _sample[(rows,)](
         found, logits, temperatures, floors, top_ks, top_ps, numbers, logits.stride(0),
         VOCAB=vocab, BLOCK=min(BLOCK, triton.next_power_of_2(vocab)), num_warps=8,
     )  # fmt: skip
-    tokens: list[int] = found.tolist()
-    return tokens
+    return found

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.layers.upload import upload
 from engine.sequence import Sequence
 
 OUT_OF_SIGHT = 2**30
@@ -129,9 +130,9 @@ def layout(
         masses = torch.zeros(len(members), len(pages) // len(members), device=device) if weigh_pages else None
         groups.append(AttentionGroup(first, len(members), rows, pages, mask, members, masses))
     return AttentionInput(
-        torch.tensor(token_ids, device=device),
-        torch.tensor(positions, device=device),
-        torch.tensor(slots, device=device),
+        upload(token_ids, device),
+        upload(positions, device),
+        upload(slots, device),
         groups,
         first_rows,
     )
@@ -171,12 +172,12 @@ class _Visible:
         width = max(len(pages) for pages, _ in live)
         pages = [page for numbers, _ in live for page in numbers + [0] * (width - len(numbers))]
         starts = [start for _, begins in live for start in begins + [OUT_OF_SIGHT] * (width - len(begins))]
-        begin = torch.tensor(starts, device=self.device).view(len(spans), width, 1)
+        begin = upload(starts, self.device).view(len(spans), width, 1)
         keys = (begin + torch.arange(self.block_size, device=self.device)).view(len(spans), 1, -1)
-        queries = torch.tensor([s.start for s in spans], device=self.device).view(-1, 1, 1)
+        queries = upload([s.start for s in spans], self.device).view(-1, 1, 1)
         queries = queries + torch.arange(rows, device=self.device).view(1, rows, 1)
         visible = keys <= queries
         if self.window is not None:
             visible &= (keys > queries - self.window) | (keys < self.sink_tokens)
         mask = torch.zeros(visible.shape, device=self.device).masked_fill_(~visible, float("-inf"))
-        return torch.tensor(pages, device=self.device), mask.unsqueeze(1)
+        return upload(pages, self.device), mask.unsqueeze(1)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from engine.layers.attention import OUT_OF_SIGHT, AttentionInput, RaggedBatch, Span, live_pages, slots_of
+from engine.layers.upload import upload
 
 
 def ragged_layout(
@@ -23,8 +26,8 @@ def ragged_layout(
     for span in spans:
         first_rows.append(first_rows[-1] + len(span.tokens))
 
-    def tensor(values: object, dtype: torch.dtype = torch.int32) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
+    def tensor(values: list[Any], dtype: torch.dtype = torch.int32) -> Tensor:
+        return upload(values, device, dtype)
 
     batch = RaggedBatch(
         tensor(first_rows),

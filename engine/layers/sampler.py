@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from engine.layers.upload import upload
 from engine.sequence import SamplingParams
 
 _MASK = 2**64 - 1
@@ -44,15 +45,15 @@ def probabilities(logits: Tensor, params: Items[SamplingParams]) -> Tensor:
     Order as in vLLM (v1/sample/sampler.py), after the penalties: temperature, min-p, top-k, top-p of what top-k left.
     A greedy row is one-hot at its argmax.
     """
-    greedy = torch.tensor([p.greedy for p in params], device=logits.device)
-    temperature = torch.tensor([1.0 if p.greedy else p.temperature for p in params], device=logits.device).unsqueeze(1)
+    greedy = upload([p.greedy for p in params], logits.device)
+    temperature = upload([1.0 if p.greedy else p.temperature for p in params], logits.device).unsqueeze(1)
     scaled = logits / temperature
     if any(p.min_p for p in params):
         # p >= min_p * max(p), in logits; log(0) = -inf keeps everything.
-        least = torch.tensor([p.min_p for p in params], device=logits.device).log().unsqueeze(1)
+        least = upload([p.min_p for p in params], logits.device).log().unsqueeze(1)
         scaled = scaled.masked_fill(scaled < scaled.amax(-1, keepdim=True) + least, float("-inf"))
     if filtered := [row for row, p in enumerate(params) if p.top_k or p.top_p < 1]:
-        index = torch.tensor(filtered, device=logits.device)
+        index = upload(filtered, logits.device)
         scaled = scaled.index_copy(0, index, _top_k_top_p(scaled[index], [params[row] for row in filtered]))
     probs = scaled.softmax(-1)
     if not any(p.greedy for p in params):
@@ -64,8 +65,8 @@ def probabilities(logits: Tensor, params: Items[SamplingParams]) -> Tensor:
 def _top_k_top_p(logits: Tensor, params: Items[SamplingParams]) -> Tensor:
     vocab = logits.shape[-1]
     ordered, index = torch.sort(logits, dim=-1, descending=True, stable=True)  # Of equal tokens the first stay.
-    k = torch.tensor([min(p.top_k, vocab) or vocab for p in params], device=logits.device).unsqueeze(1)
-    top_p = torch.tensor([p.top_p for p in params], device=logits.device).unsqueeze(1)
+    k = upload([min(p.top_k, vocab) or vocab for p in params], logits.device).unsqueeze(1)
+    top_p = upload([p.top_p for p in params], logits.device).unsqueeze(1)
     rank = torch.arange(vocab, device=logits.device)
     ordered = ordered.masked_fill(rank >= k, float("-inf"))
     probs = ordered.softmax(-1)
@@ -74,17 +75,16 @@ def _top_k_top_p(logits: Tensor, params: Items[SamplingParams]) -> Tensor:
     return torch.empty_like(logits).scatter_(1, index, ordered)
 
 
-def draw(probs: Tensor, u: Items[float]) -> list[int]:
-    """Inverse-CDF sample of each distribution in [N, vocab] (rows need not sum to 1) at its u in [0, 1)."""
+def draw(probs: Tensor, u: Items[float]) -> Tensor:
+    """Inverse-CDF sample, [N] int64, of each distribution in [N, vocab] (rows need not sum to 1) at its u in [0, 1)."""
     cumulative = probs.double().cumsum(-1)
     total = cumulative[:, -1:]
-    at = torch.tensor(u, dtype=torch.float64, device=probs.device).unsqueeze(1) * total
-    tokens: list[int] = torch.searchsorted(cumulative, at, right=True).clamp_(max=probs.shape[1] - 1)[:, 0].tolist()
-    return tokens
+    at = upload(u, probs.device, torch.float64).unsqueeze(1) * total
+    return torch.searchsorted(cumulative, at, right=True).clamp_(max=probs.shape[1] - 1)[:, 0]
 
 
-def sample(logits: Tensor, params: Items[SamplingParams], u: Items[float]) -> list[int]:
-    """A token for each row of logits [N, vocab] by its parameters and its u in [0, 1)."""
+def sample(logits: Tensor, params: Items[SamplingParams], u: Items[float]) -> Tensor:
+    """A token, [N] int64, for each row of logits [N, vocab] by its parameters and its u in [0, 1)."""
     return draw(probabilities(logits, params), u)
 
 

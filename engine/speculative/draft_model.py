@@ -81,7 +81,7 @@ def add_guesses(pairs: list[tuple[ScheduledSequence, Proposal]], logits: Tensor)
         probs = probabilities(logits[sampled], [sequences[row].params for row in sampled])
         positions = [_end(pairs[row][0]) + len(pairs[row][1].tokens) for row in sampled]
         numbers = [uniform(sequences[row].seed, p, Stream.DRAFT) for row, p in zip(sampled, positions, strict=True)]
-        for row, token, q in zip(sampled, draw(probs, numbers), probs, strict=True):
+        for row, token, q in zip(sampled, draw(probs, numbers).tolist(), probs, strict=True):
             tokens[row] = token
             pairs[row][1].probs.append(q)
     for (_, proposal), token in zip(pairs, tokens, strict=True):

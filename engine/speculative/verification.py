@@ -22,7 +22,7 @@ def verify(
     logits: Tensor,
     counts: list[int],
     synthetic: float | None = None,
-    sampler: Callable[[Tensor, Items[SamplingParams], Items[float]], list[int]] = sample,
+    sampler: Callable[[Tensor, Items[SamplingParams], Items[float]], Tensor] = sample,
 ) -> list[list[int]]:
     """New tokens of each scheduled sequence: the guesses that stand, then one of the target's.
 
@@ -61,7 +61,7 @@ def verify(
             drawn = verify_sampled([s.sequence for s in sampled], [s.proposal for s in sampled], probs, synthetic)
         else:
             numbers = [uniform(s.sequence.seed, s.sequence.num_tokens, Stream.SAMPLE) for s in sampled]
-            drawn = [[token] for token in sampler(wanted, params_of_rows, numbers)]
+            drawn = [[token] for token in sampler(wanted, params_of_rows, numbers).tolist()]
         for asked, found in zip(sampled, drawn, strict=True):
             tokens[asked.member] = found
     return tokens
@@ -100,7 +100,7 @@ def verify_sampled(
         numbers.append(uniform(sequence.seed, sequence.num_tokens + kept, stream))
         first += len(proposal.tokens) + 1
     probs = target_probs[last]
-    drawn = draw(_residual(probs, proposals, accepted) if synthetic is None else probs, numbers)
+    drawn = draw(_residual(probs, proposals, accepted) if synthetic is None else probs, numbers).tolist()
     return [p.tokens[:kept] + [token] for p, kept, token in zip(proposals, accepted, drawn, strict=True)]
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 from engine.config import EngineConfig
-from engine.llm_engine import LLMEngine, RowResult
+from engine.llm_engine import LLMEngine
+from engine.runner import RowResult
 from engine.scheduler import ScheduledSequence
-from engine.sequence import Sequence
+from engine.sequence import UNKNOWN, Sequence
 
 JUNK = -1
 
@@ -17,21 +18,43 @@ def next_token(prefix: list[int]) -> int:
     return (3 * sum(prefix[-4:]) + len(prefix)) % 5
 
 
+class LatePending:
+    """A step's results, which nobody saw before they were collected: once, and in the order of the launches."""
+
+    def __init__(self, results: list[RowResult], uncollected: list[LatePending]) -> None:
+        self._results, self._uncollected = results, uncollected
+        uncollected.append(self)
+        assert len(uncollected) <= 2, "a step in flight, and the one launched after it"
+
+    def collect(self) -> list[RowResult]:
+        assert self._uncollected.pop(0) is self
+        return self._results
+
+
 class PagedRunner:
-    """Slots hold the hash of all tokens up to theirs, for the target and for the draft model."""
+    """Slots hold the hash of all tokens up to theirs, for the target and for the draft model.
+
+    Tokens that the engine does not know yet are those that the step before sampled. asynchronous: what the runner says
+    of itself.
+    """
 
     def __init__(self, config: EngineConfig, num_blocks: int, max_model_len: int = 512) -> None:
         self.config, self.num_blocks, self.max_model_len = config, num_blocks, max_model_len
         self.model_window: int | None = None
+        self.asynchronous = False
         self.steps = 0
+        self.batches: list[list[tuple[str, int, int]]] = []
+        self.uncollected: list[LatePending] = []
+        self._sampled: dict[Sequence, int] = {}
         self._target: dict[int, int] = {}
         self._draft: dict[int, int] = {}
 
     def reconfigure(self, config: EngineConfig) -> None:
         self.config = config
 
-    def execute(self, step: list[ScheduledSequence]) -> list[RowResult]:
+    def launch(self, step: list[ScheduledSequence]) -> LatePending:
         self.steps += 1
+        self.batches.append([(i.sequence.request_id, i.start, i.rows) for i in step])
         size = self.config.block_size
         writes = Counter(
             i.sequence.block_table[p // size] for i in step for p in {q // size * size for q in _positions(i)}
@@ -40,11 +63,18 @@ class PagedRunner:
         results = [self._compute(item) for item in step]  # all keys are stored before any is read
         for item in step:
             self._check_reads(item)
-        return results
+        self._sampled = {i.sequence: r.tokens[-1] for i, r in zip(step, results, strict=True) if r.tokens}
+        return LatePending(results, self.uncollected)
+
+    def _text(self, item: ScheduledSequence) -> list[int]:
+        """Tokens up to the end of its rows that are no guesses."""
+        tokens = item.sequence.tokens(0, item.start + item.num_tokens)
+        assert UNKNOWN not in tokens[:-1]
+        return [*tokens[:-1], self._sampled[item.sequence]] if tokens[-1] == UNKNOWN else tokens
 
     def _compute(self, item: ScheduledSequence) -> RowResult:
         sequence, end = item.sequence, item.start + item.num_tokens
-        text = sequence.tokens(0, end)
+        text = self._text(item)
         tokens: list[int] = []
         accepted = 0
         if item.samples:
@@ -78,7 +108,7 @@ class PagedRunner:
     def _check_reads(self, item: ScheduledSequence) -> None:
         """Every key that the first query may see is there and is of this very text; so is what the draft may see."""
         window, sinks = self.config.kv_window or 10**9, self.config.kv_sink_tokens
-        for k, name in enumerate(names(item.sequence.tokens(0, item.start + item.num_tokens))):
+        for k, name in enumerate(names(self._text(item))):
             slot = self._slot(item.sequence, k)
             if k < sinks or k > item.start - window:
                 assert slot is not None, f"position {k} is visible and has no page"

@@ -16,8 +16,9 @@ from transformers import LlamaForCausalLM
 
 from engine.config import EngineConfig
 from engine.kv_cache import BlockManager
-from engine.llm_engine import LLMEngine, RowResult
+from engine.llm_engine import LLMEngine
 from engine.model_runner import load_engine
+from engine.runner import Pending
 from engine.scheduler import ScheduledSequence
 from engine.sequence import SamplingParams, Sequence
 
@@ -38,14 +39,15 @@ class Recorder:
 
     def __init__(self, engine: LLMEngine) -> None:
         self._runner = engine._runner
+        self.asynchronous = self._runner.asynchronous
         engine._runner = self
         self.steps: defaultdict[str, list[Step]] = defaultdict(list)
 
-    def execute(self, step: list[ScheduledSequence]) -> list[RowResult]:
+    def launch(self, step: list[ScheduledSequence]) -> Pending:
         for item in step:
             held = {index for index, page in enumerate(item.sequence.block_table) if page is not None}
             self.steps[item.sequence.request_id].append(Step(item.start, item.start + item.rows, held))
-        return self._runner.execute(step)
+        return self._runner.launch(step)
 
 
 def generate(engine: LLMEngine, prompts: list[list[int]]) -> tuple[list[list[int]], list[list[float]]]:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from test_scheduler import CountingRunner
 
 from engine.config import EngineConfig
-from engine.llm_engine import LLMEngine, RowResult
+from engine.llm_engine import LLMEngine
+from engine.runner import Computed
 from engine.scheduler import ScheduledSequence
 from engine.sequence import SamplingParams
 from engine.step_times import COLD_CHUNK, MIN_CHUNK
@@ -56,7 +57,7 @@ class TimedRunner(CountingRunner):
         super().__init__(config, 4000, max_model_len=4096)
         self.machine, self.now, self.log = machine, 0.0, list[Step]()
 
-    def execute(self, step: list[ScheduledSequence]) -> list[RowResult]:
+    def launch(self, step: list[ScheduledSequence]) -> Computed:
         decodes = [item for item in step if item.sequence.output]
         prompts = [item for item in step if not item.sequence.output]
         chunks = [(item.start, item.num_tokens) for item in prompts]
@@ -64,7 +65,7 @@ class TimedRunner(CountingRunner):
         seconds = self.machine.seconds(decodes, chunks)
         self.now += seconds
         self.log.append(Step(seconds, decodes, chunks, pending))
-        return super().execute(step)
+        return super().launch(step)
 
 
 def warm(log: list[Step]) -> list[Step]:

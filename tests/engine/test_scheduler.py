@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config import EngineConfig
-from engine.llm_engine import LLMEngine, RowResult
+from engine.llm_engine import LLMEngine
+from engine.runner import Computed, RowResult
 from engine.scheduler import ScheduledSequence
 from engine.sequence import SamplingParams
 
@@ -20,9 +21,10 @@ class CountingRunner:
     def __init__(self, config: EngineConfig, num_blocks: int, max_model_len: int = 512) -> None:
         self.config, self.num_blocks, self.max_model_len = config, num_blocks, max_model_len
         self.model_window: int | None = None
+        self.asynchronous = False
         self.steps: list[list[ScheduledSequence]] = []
 
-    def execute(self, step: list[ScheduledSequence]) -> list[RowResult]:
+    def launch(self, step: list[ScheduledSequence]) -> Computed:
         config = self.config
         assert 0 < sum(item.rows for item in step) <= config.max_num_batched_tokens
         assert len(step) <= config.max_num_seqs
@@ -39,7 +41,7 @@ class CountingRunner:
                 RowResult(tokens if item.samples else (), num_drafted=item.num_drafts, num_draft_computed=draft)
             )
         self.steps.append(step)
-        return results
+        return Computed(results)
 
     def reconfigure(self, config: EngineConfig) -> None:
         self.config = config

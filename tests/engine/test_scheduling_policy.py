@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from test_scheduler import CountingRunner
 
 from engine.config import EngineConfig
-from engine.llm_engine import LLMEngine, RowResult
+from engine.llm_engine import LLMEngine
+from engine.runner import Computed
 from engine.scheduler import ScheduledSequence
 from engine.scheduling_policy import OUTPUT_WEIGHT, PROMPT_WEIGHT, REMEMBERED_TENANTS, FairQueue
 from engine.sequence import SamplingParams, Sequence, SequenceStatus
@@ -28,14 +29,14 @@ class ServiceLog(CountingRunner):
         self.service: Counter[str] = Counter()
         self.seen: dict[str, Sequence] = {}
 
-    def execute(self, step: list[ScheduledSequence]) -> list[RowResult]:
+    def launch(self, step: list[ScheduledSequence]) -> Computed:
         for item in step:
             sequence = item.sequence
             if sequence.request_id not in self.seen:
                 self.seen[sequence.request_id] = sequence
                 self.service[sequence.tenant] += PROMPT_WEIGHT * len(sequence.prompt)
             self.service[sequence.tenant] += OUTPUT_WEIGHT * item.samples
-        return super().execute(step)
+        return super().launch(step)
 
     def waits(self, request_id: str) -> bool:
         return request_id not in self.seen or self.seen[request_id].status is SequenceStatus.WAITING

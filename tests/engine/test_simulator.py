@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from engine.config import EngineConfig
-from engine.llm_engine import LLMEngine, RowResult
+from engine.llm_engine import LLMEngine
 from engine.model_runner import ModelRunner
 from engine.profile import Profile
+from engine.runner import Computed, Pending
 from engine.scheduler import ScheduledSequence
 from engine.sequence import SamplingParams
 from engine.simulator import Answer, Arrival, SimulatedRunner, Simulation, chance, fitted
@@ -174,10 +175,10 @@ class Clocked(ModelRunner):
         self.twin = SimulatedRunner(config, model)
         self.log: list[list[tuple[str, int, int, int]]] = []
 
-    def execute(self, step: list[ScheduledSequence]) -> list[RowResult]:
+    def launch(self, step: list[ScheduledSequence]) -> Pending:
         self.log.append(batch(step))
-        self.twin.execute(step)
-        return super().execute(step)
+        self.twin.launch(step)
+        return super().launch(step)
 
 
 def batch(step: list[ScheduledSequence]) -> list[tuple[str, int, int, int]]:
@@ -260,11 +261,11 @@ def logged(simulation: Simulation) -> list[list[tuple[str, int, int, int]]]:
     """The batches of a simulation, as it goes on."""
     found: list[list[tuple[str, int, int, int]]] = []
     runner = simulation.engine._runner
-    execute = runner.execute
+    launch = runner.launch
 
-    def noted(step: list[ScheduledSequence]) -> list[RowResult]:
+    def noted(step: list[ScheduledSequence]) -> Computed:
         found.append(batch(step))
-        return execute(step)
+        return launch(step)
 
-    runner.execute = noted  # type: ignore[method-assign]
+    runner.launch = noted  # type: ignore[method-assign]
     return found

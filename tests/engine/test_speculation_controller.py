@@ -10,8 +10,9 @@ import torch
 from test_scheduler import CountingRunner
 
 from engine.config import EngineConfig
-from engine.llm_engine import LLMEngine, RowResult
+from engine.llm_engine import LLMEngine
 from engine.metrics import Metrics
+from engine.runner import Computed, RowResult
 from engine.scheduler import ScheduledSequence
 from engine.sequence import EngineStats, SamplingParams
 from engine.speculative import controller
@@ -141,15 +142,15 @@ class TimedRunner(CountingRunner):
     def clock(self) -> float:
         return self.now
 
-    def execute(self, step: list[ScheduledSequence]) -> list[RowResult]:
+    def launch(self, step: list[ScheduledSequence]) -> Computed:
         results = []
-        for item, result in zip(step, super().execute(step), strict=True):
+        for item, result in zip(step, super().launch(step).collect(), strict=True):
             end = item.start + item.num_tokens
             stood = item.num_drafts if self.stand else 0
             tokens = tuple(range(end, end + stood + 1)) if item.samples else ()
             results.append(RowResult(tokens, num_drafted=item.num_drafts, num_draft_computed=result.num_draft_computed))
         self.now += 1 + 0.6 * max(item.num_drafts for item in step)
-        return results
+        return Computed(results)
 
 
 def test_the_engine_follows_the_controller_on_its_clock() -> None:

@@ -34,8 +34,8 @@ class SampledTokens:
                 rows.append(first + len(span.tokens) - 1)
                 sources.append(self._rows[span.sequence])
         if rows:
-            device = batch.token_ids.device
-            batch.token_ids.index_copy_(0, upload(rows, device), self._tokens[upload(sources, device)])
+            ids, device = batch.token_ids, batch.token_ids.device
+            ids.index_copy_(0, upload(rows, device), self._tokens[upload(sources, device)].to(ids.dtype))
 
     def sample(self, step: list[ScheduledSequence], logits: Tensor, sampler: Sampler) -> TokensToCome:
         """A token for each row of logits [N, vocab], one row for each item of the step that samples."""

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from engine.layers.attention import OUT_OF_SIGHT, AttentionInput, RaggedBatch, Span, live_pages, slots_of
-from engine.layers.upload import upload
 
 
 def ragged_layout(
@@ -26,8 +23,8 @@ def ragged_layout(
     for span in spans:
         first_rows.append(first_rows[-1] + len(span.tokens))
 
-    def tensor(values: list[Any], dtype: torch.dtype = torch.int32) -> Tensor:
-        return upload(values, device, dtype)
+    def tensor(values: object, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
 
     batch = RaggedBatch(
         tensor(first_rows),

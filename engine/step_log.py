@@ -6,7 +6,6 @@ The file is MessagePack, one frame a record: a Setting whenever the configuratio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -76,7 +75,7 @@ class CountedRunner:
         counted: tuple[Counts, Guesses] = (*self._counter.target(step, None), *NO_DRAFTS), ()
         pending = self._runner.launch(step)
         if self.asynchronous:
-            return _Noted(pending, partial(self._done.append, counted))
+            return _Noted(pending, lambda: self._done.append(counted))
         self._done.append(counted)
         return pending
 

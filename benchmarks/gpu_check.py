@@ -1,8 +1,9 @@
 """python -m benchmarks.gpu_check: every kernel against its torch twin on a GPU, at sizes that serving has.
 
 Fresh random inputs each time (the seed is in the results), outputs poisoned with NaN before each launch, 32,768 pages.
-Then the engine: greedy tokens of the bundled model on the GPU against the CPU. Exit 0: all passed; 1: some did not; 2:
-no GPU. The engine's CUDA graphs and overlap are not built, so nothing is checked of them.
+Then the engine: greedy tokens of the bundled model on the GPU against the CPU, and all tokens with steps in flight
+against without. Exit 0: all passed; 1: some did not; 2: no GPU. The engine's CUDA graphs are not built, so nothing is
+checked of them.
 """
 
 from __future__ import annotations
@@ -193,6 +194,30 @@ def check_engine(dtype: str, requests: int, output: int) -> float:
     return sum(a != b for a, b in zip(*answers, strict=True)) / requests
 
 
+def check_overlap(device: str, dtype: str, requests: int, output: int) -> float:
+    """Share of requests, greedy and sampled ones by turns, whose tokens with steps in flight are not those without.
+
+    Requests join in every other step, so that prompts are chunked beside decodes and batches change.
+    """
+    generator = random.Random(1)
+    prompts = [[generator.randrange(16, 2048) for _ in range(generator.randrange(8, 300))] for _ in range(requests)]
+    answers = []
+    for overlap in (False, True):
+        engine = load_engine(EngineConfig(model=str(MINI), device=device, dtype=dtype, async_scheduling=overlap))
+        tokens: list[list[int]] = [[] for _ in prompts]
+        waiting = list(enumerate(prompts))
+        while waiting or engine.has_work():
+            if waiting and engine.stats().steps >= 2 * waiting[0][0]:
+                index, prompt = waiting.pop(0)
+                temperature = 0.8 * (index % 2)
+                params = SamplingParams(max_tokens=output, temperature=temperature, top_p=0.9, ignore_eos=True)
+                engine.add(str(index), prompt, params)
+            for result in engine.step():
+                tokens[int(result.request_id)] += result.tokens
+        answers.append(tokens)
+    return sum(a != b for a, b in zip(*answers, strict=True)) / requests
+
+
 @contextmanager
 def poisoned() -> Iterator[None]:
     """Every torch.empty inside holds NaN (whole numbers: the largest), so that what a kernel leaves out shows."""
@@ -242,6 +267,10 @@ def main() -> int:
     note("sampling: rows with another token", check_sampling(device, seed, 256, 151_936), 0.005)
     note("engine, float32: requests with other tokens than on the CPU", check_engine("float32", 64, 64), 0.0)
     note("engine, bfloat16: requests with other tokens than on the CPU", check_engine("bfloat16", 64, 64), 0.05)
+    for dtype in ("float32", "bfloat16"):
+        # The batches are the same, so rounding is too: nothing may differ.
+        error = check_overlap("cuda", dtype, 64, 64)
+        note(f"engine, {dtype}: requests with other tokens than without a step in flight", error, 0.0)
     print(write("gpu-check", rows))
     return 0 if all(row["passed"] for row in rows) else 1
 

@@ -38,6 +38,7 @@ def test_the_other_checks_pass() -> None:
     assert gpu_check.check_rotate_store("float32", torch.float32, CPU, seed=1, tokens=2) <= bound
     assert max(gpu_check.check_small(torch.float32, CPU, seed=1, rows=1, width=64).values()) <= bound
     assert gpu_check.check_sampling(CPU, seed=1, rows=2, vocab=100) == 0.0
+    assert gpu_check.check_overlap("cpu", "float32", requests=4, output=6) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,18 @@ def test_sampled_tokens_are_those_of_the_torch_path(tiny_draft: Path) -> None:
     assert generate(config.updated({"attention_backend": "triton"}), [random_ids(4, seed=1)], params) == wanted
 
 
+def test_tokens_with_a_step_in_flight_are_those_without(tiny_draft: Path) -> None:
+    """The sampling kernel's tokens go from one launch to the next as they are."""
+    config = EngineConfig(model=str(tiny_draft), device="cpu", attention_backend="triton", prefill_chunk_size=3)
+    prompts = [random_ids(4, seed=1), random_ids(7, seed=2)]
+    for params in (
+        SamplingParams(max_tokens=3, ignore_eos=True),
+        SamplingParams(max_tokens=3, temperature=0.9, top_k=40, top_p=0.95, seed=3, ignore_eos=True),
+    ):
+        waited, ahead = (generate(config.updated({"async_scheduling": on}), prompts, params) for on in (False, True))
+        assert ahead == waited and all(len(tokens) == 3 for tokens in ahead.values())
+
+
 def test_with_norms_of_query_and_key_heads(tmp_path: Path) -> None:
     model = write_model(tmp_path, family="qwen3", layers=1, hidden=32, head_dim=16)
     config = EngineConfig(model=str(model), device="cpu")

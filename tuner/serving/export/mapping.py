@@ -188,11 +188,12 @@ def lookup_length(note: str) -> Rule:
 
 OURS_ALONE: tuple[Row, ...] = (
     Row("attention_backend", None, none("Each engine chooses among its own kernels, which compute the same.")),
+    Row("async_scheduling", None, none("Left to the engine, whose default schedules ahead too; tokens are the same.")),
     Row("weight_group_size", None, unless_set("weight_group_size", "Belongs to weight_dtype int4.")),
     Row("max_skip_ahead", None, unless_set("max_skip_ahead", "The order of the queue is kept.")),
     Row("synthetic_acceptance", None, unless_set("synthetic_acceptance", "Dropped: a measurement of speed only.")),
 )
-"""Fields that no other engine has."""
+"""Fields that no other engine has, or is better left to choose."""
 NO_WINDOW: tuple[Row, ...] = (
     Row("kv_window", None, dropped_window),
     Row("kv_sink_tokens", None, none("Belongs to kv_window.")),

@@ -37,10 +37,7 @@ class EngineConfig(BaseModel):
         ..., "process", "directory", "Hugging Face checkpoint: config.json, *.safetensors, tokenizer.json."
     )
     draft_model: str | None = _knob(
-        None,
-        "process",
-        "directory",
-        "Checkpoint of the draft model for speculative decoding; same tokenizer as `model`.",
+        None, "process", "directory", "Checkpoint of the draft model for speculation; same tokenizer as `model`."
     )
     device: Literal["auto", "cpu", "cuda"] = _knob(
         "auto", "process", "device", "Where tensors live; auto takes a GPU if present."
@@ -120,11 +117,7 @@ class EngineConfig(BaseModel):
         None, "hot", "requests", "Requests that may wait; further ones get HTTP 429. none: no limit.", ge=0
     )
     max_queued_tokens: int | None = _knob(
-        None,
-        "hot",
-        "tokens",
-        "Prompt tokens that may wait; a request that would exceed it gets HTTP 429. none: no limit.",
-        ge=1,
+        None, "hot", "tokens", "Prompt tokens that may wait; a request beyond gets HTTP 429. none: no limit.", ge=1
     )
     block_size: int = _knob(16, "cache", "tokens", "Tokens in one page of the KV cache.", ge=1, le=256)
     kv_cache_dtype: KVCacheDtype = _knob(

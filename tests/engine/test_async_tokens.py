@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from serving import running
 from test_llm_engine import GREEDY, OUTPUT, SETTINGS, prompts
 from test_planted_faults import MINI
 from tiny_models import random_ids
@@ -133,3 +137,19 @@ def test_off_on_a_cpu_unless_it_is_asked_for(tiny_llama: Path) -> None:
         engine = load_engine(EngineConfig(model=str(tiny_llama), device="cpu", async_scheduling=asked))
         engine.add("a", [5, 6], GREEDY)
         assert len(engine.step()) == delivered
+
+
+async def test_through_the_server_with_a_client_that_leaves(tiny_llama: Path) -> None:
+    answers = []
+    for overlap in (False, True):
+        settings = {"model": str(tiny_llama), "async_scheduling": overlap, "max_num_seqs": 3}
+        async with AsyncExitStack() as stack:
+            engine = stack.enter_context(running(settings))
+            client = await stack.enter_async_context(engine.client())
+            ask = functools.partial(client.completions.create, model=tiny_llama.name, extra_body={"ignore_eos": True})
+            leaves = await ask(prompt=prompts()[0], max_tokens=400, stream=True)
+            await anext(aiter(leaves))
+            await leaves.close()
+            asked = [ask(prompt=prompt, max_tokens=20, temperature=0.9, seed=5) for prompt in prompts()]
+            answers.append([answer.choices[0].text for answer in await asyncio.gather(*asked)])
+    assert answers[0] == answers[1]

@@ -207,7 +207,7 @@ def check_overlap(device: str, dtype: str, requests: int, output: int) -> float:
         tokens: list[list[int]] = [[] for _ in prompts]
         waiting = list(enumerate(prompts))
         while waiting or engine.has_work():
-            if waiting and engine.stats().steps >= 2 * waiting[0][0]:
+            if waiting and (engine.stats().steps >= 2 * waiting[0][0] or not engine.has_work()):
                 index, prompt = waiting.pop(0)
                 temperature = 0.8 * (index % 2)
                 params = SamplingParams(max_tokens=output, temperature=temperature, top_p=0.9, ignore_eos=True)

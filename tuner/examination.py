@@ -1,8 +1,8 @@
 """What each change of the recommended configuration buys, and how near it stands to a cliff.
 
 One change is taken back at a time, at the load that the whole is worth and below until the rest holds. Then the whole
-is measured with the requests in another order and with fewer guesses accepted, and its neighbours, one step away in
-each number, as it is.
+is measured under more load, with the requests in another order and with fewer guesses accepted, and its neighbours, one
+step away in each number, as it is.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from search_spaces.space import IntParameter, SearchSpace
@@ -30,6 +31,8 @@ DESCENT = 4
 """Rungs down at which the rest is measured, until it holds."""
 FEWER_ACCEPTED = 0.8
 """Share of the measured acceptance that other text may have (Spec-Bench's domains differ by as much)."""
+MORE_LOAD = (1.2, 1.5)
+"""Times the load that the whole is worth: whether it bends or breaks there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,8 @@ def variations(bench: Bench, baseline: TrialResult, chosen: TrialResult) -> Iter
     config = bench.plan.config
     for knob in changes(chosen, baseline):
         yield from _valid(f"without {knob}", "ablation", config(_without(bench.plan.space, knob, chosen, baseline)))
+    for times in MORE_LOAD:
+        yield Variation(f"{times:g} times that load", "scenario", config(chosen.knobs), partial(faster, times=times))
     if all(request.session is None for request in bench.plan.windows["tune"].requests):
         yield Variation("the requests in another order", "scenario", config(chosen.knobs), shuffled)
     if (acceptance := share(chosen.engine_metrics, ACCEPTED, DRAFTED)) is not None:
@@ -80,6 +85,11 @@ def neighbours(space: SearchSpace, knobs: Mapping[str, Any]) -> Iterator[tuple[s
         for other in around:
             if parameter.contains(other):
                 yield f"{name} {other}", space.active({**space.least(), **knobs, name: other})
+
+
+def faster(load: Load, times: float) -> Load:
+    """The same requests in a shorter time."""
+    return replace(load, time_scale=load.time_scale * times)
 
 
 def shuffled(load: Load) -> Load:
@@ -111,8 +121,8 @@ def _measure(bench: Bench, number: int, variation: Variation, scale: float | Non
         if scale is None:
             return
         bench.report.begin(f"{variation.purpose}: {variation.name}")
-        bench.report.at(scale)
         load = replace(variation.load(bench.plan.load("tune", scale)), window=variation.name)
+        bench.report.at(load.time_scale)
         try:
             measured = bench.measure(number, variation.config, load, variation.purpose)
         except ServingError as error:

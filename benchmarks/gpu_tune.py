@@ -16,7 +16,8 @@ import msgspec
 import torch
 from triton.runtime.errors import OutOfResources
 
-from benchmarks import gpu_bench
+from benchmarks.gpu.attention import BLOCK_SIZE
+from benchmarks.gpu.ceilings import make_scratch, seconds
 from benchmarks.gpu_results import require_gpu
 from engine.kernels import attention
 from engine.kernels.block_sizes import DECODE_ROWS, TABLE, AttentionBlocks, Case, Row
@@ -47,20 +48,19 @@ def fastest(case: Case, kv_heads: int, device: torch.device, scratch: torch.Tens
         with mock.patch.object(attention, "attention_blocks", return_value=blocks):
             try:
                 run = lambda: attention.paged_attention(query, keys, values, batch, 0.088)  # noqa: E731
-                times[blocks] = gpu_bench.seconds(run, scratch)
+                times[blocks] = seconds(run, scratch)
             except OutOfResources:  # more shared memory than a processor has
                 continue
     return min(times, key=lambda blocks: times[blocks])
 
 
 def _step(case: Case, kv_heads: int, device: torch.device) -> tuple[PagedTensor, PagedTensor, RaggedBatch]:
-    size = gpu_bench.BLOCK_SIZE
-    pages = case.sequences * -(-case.tokens // size)
+    pages = case.sequences * -(-case.tokens // BLOCK_SIZE)
     rows = 1 if case.decode else min(PREFILL_ROWS, case.tokens)
     assert (rows <= DECODE_ROWS) == case.decode
-    spans = make_spans([(rows, case.tokens)] * case.sequences, size, pages, {})
-    keys, values = (PagedTensor.empty(case.dtype, pages, size, kv_heads, case.head_dim, device) for _ in range(2))
-    batch = ragged_layout(spans, size, None, 0, device).ragged
+    spans = make_spans([(rows, case.tokens)] * case.sequences, BLOCK_SIZE, pages, {})
+    keys, values = (PagedTensor.empty(case.dtype, pages, BLOCK_SIZE, kv_heads, case.head_dim, device) for _ in range(2))
+    batch = ragged_layout(spans, BLOCK_SIZE, None, 0, device).ragged
     assert batch is not None
     return keys, values, batch
 
@@ -72,7 +72,7 @@ def main() -> int:
     parser.add_argument("--group", type=int, default=4)
     parser.add_argument("--kv-heads", type=int, default=8)
     arguments = parser.parse_args()
-    scratch = torch.empty(2**28, dtype=torch.uint8, device=device)
+    scratch = make_scratch(device)
     table = {row.case: row.blocks for row in msgspec.json.decode(TABLE.read_bytes(), type=list[Row])}
     for dtype in STORAGE_DTYPES:
         for decode, sizes in ((True, DECODES), (False, PREFILLS)):

@@ -56,17 +56,21 @@ class Checkpoint:
 
 
 class RandomTensors:
-    """Stands in for a checkpoint that is not there: matrices by the seed and the tensor's name, norms 1, biases 0."""
+    """Stands in for a checkpoint that is not there: matrices by the seed and the tensor's name, norms 1, biases 0.
 
-    def __init__(self, seed: int) -> None:
+    Drawn on `device`, each kind by its own generator: a CPU takes a minute for 8 billion numbers, a GPU a second.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
         self._seed = seed
+        self._device = device
 
     def floating(self, name: str, *shape: int) -> Tensor:
         """Of any shape, in float32."""
         if len(shape) == 1:
-            return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
-        generator = torch.Generator().manual_seed(self._seed ^ zlib.crc32(name.encode()))
-        return torch.randn(shape, generator=generator) * RANDOM_STD
+            return torch.full(shape, 0.0 if name.endswith("bias") else 1.0, device=self._device)
+        generator = torch.Generator(self._device).manual_seed(self._seed ^ zlib.crc32(name.encode()))
+        return torch.randn(shape, generator=generator, device=self._device).mul_(RANDOM_STD)
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -33,7 +33,7 @@ def load_model(
     if config.load_format == "dummy":
         if shape.quantization is not None:
             raise ValueError(f"{directory}: quantization_config: load_format dummy imitates none; use weight_dtype")
-        stored = StoredWeights(RandomTensors(config.seed), None, device, precision, operations)
+        stored = StoredWeights(RandomTensors(config.seed, device), None, device, precision, operations)
         return Decoder(shape, stored, max_len, operations)
     if shape.quantization is not None and precision.bits:
         packed = f"{shape.quantization.format} in {shape.quantization.bits} bits"

@@ -16,9 +16,9 @@ class Part(NamedTuple):
 
 
 PARTS: dict[str, Part] = {
-    "attention": Part("benchmarks.gpu.attention:attention_rows", 120),
-    "usual-qwen": Part("benchmarks.gpu.usual:qwen_rows", 170),
-    "usual-llama": Part("benchmarks.gpu.usual:llama_rows", 190),
+    "attention": Part("benchmarks.gpu.attention:attention_rows", 100),
+    "usual-qwen": Part("benchmarks.gpu.usual:qwen_rows", 150),
+    "usual-llama": Part("benchmarks.gpu.usual:llama_rows", 220),
     "single": Part("benchmarks.gpu.single:single_rows", 80),
     "tradeoffs": Part("benchmarks.gpu.tradeoffs:tradeoff_rows", 160),
     "speculation": Part("benchmarks.gpu.speculation:speculation_rows", 110),

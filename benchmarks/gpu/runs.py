@@ -120,9 +120,16 @@ def play(
         if enough(answers):
             break
     seconds = time.perf_counter() - start
-    for index in range(len(answers)):
-        engine.abort(str(index))
+    drop(engine, len(answers))
     return Run(answers, seconds, peak)
+
+
+def drop(engine: LLMEngine, count: int) -> None:
+    """Abort requests 0 to `count`, and let the step end that is still in flight."""
+    for index in range(count):
+        engine.abort(str(index))
+    while engine.has_work():
+        engine.step()
 
 
 def _send(engine: LLMEngine, answers: list[Answer], request: Request) -> None:

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.rows import Row, Target, at_least, at_most
-from benchmarks.gpu.runs import Request, median_run, play, prompts
+from benchmarks.gpu.runs import Request, drop, median_run, play, prompts
 from benchmarks.gpu.shapes import kv_bytes, weights_read
 from engine.llm_engine import LLMEngine
 from engine.sequence import SamplingParams
@@ -75,8 +75,7 @@ def profiled_steps(
             engine.step()
         if gpu:
             torch.cuda.synchronize()
-    for index in range(len(requests)):
-        engine.abort(str(index))
+    drop(engine, len(requests))
     kind = DeviceType.CUDA if gpu else DeviceType.CPU
     ranges = [event.time_range for event in profiler.events() or () if event.device_type == kind]
     if not ranges:

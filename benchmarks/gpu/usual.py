@@ -19,7 +19,7 @@ LESS: dict[str, tuple[dict[str, Any], Target | None]] = {
     "CUDA graphs": ({"enforce_eager": True}, None),
 }
 """What is switched off, by its setting, and how many times faster we should be with it."""
-TRANSFORMERS_LIMIT_S = 60.0
+TRANSFORMERS_LIMIT_S = 45.0
 
 
 def qwen_rows(bench: Bench) -> Iterator[Row]:

@@ -52,6 +52,13 @@ class EngineConfig(BaseModel):
         "What computes attention and the small layers around it: torch, or kernels in Triton; auto: triton on a GPU, "
         "torch on a CPU.",
     )
+    enforce_eager: bool = _knob(
+        False,
+        "cache",
+        "switch",
+        "Launch each kernel of each step; else, with triton on a GPU, decode and verify steps are captured as CUDA "
+        "graphs when they first come, and replayed.",
+    )
     weight_dtype: WeightDtype = _knob(
         "auto",
         "process",

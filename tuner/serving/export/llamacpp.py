@@ -88,6 +88,7 @@ _DRAFT_SIMPLE = Mapped("approximate", "llama.cpp drafts for each slot by itself.
 _NGRAM_SIMPLE = Mapped("approximate", "Looks n-grams up in the request, with lengths of its own.", "ngram-simple")
 LLAMACPP: tuple[Row, ...] = (
     *OURS_ALONE,
+    Row("enforce_eager", None, unless_set("enforce_eager", "CUDA graphs are a choice of its build.")),
     *NO_WINDOW,
     *NO_QUEUE_CAP,
     Row(

@@ -186,6 +186,13 @@ def lookup_length(note: str) -> Rule:
     return rule
 
 
+def eager(config: EngineConfig) -> Mapped:
+    """enforce_eager, for an engine whose own default are CUDA graphs."""
+    if config.enforce_eager:
+        return Mapped("exact", "No CUDA graphs, as measured.", True)
+    return Mapped("exact", "CUDA graphs are its default.")
+
+
 OURS_ALONE: tuple[Row, ...] = (
     Row("attention_backend", None, none("Each engine chooses among its own kernels, which compute the same.")),
     Row("async_scheduling", None, none("Left to the engine, whose default schedules ahead too; tokens are the same.")),

@@ -15,6 +15,7 @@ from tuner.serving.export.mapping import (
     batch_without_window,
     depth,
     draft_path,
+    eager,
     model_limit,
     none,
     same,
@@ -91,6 +92,7 @@ _STANDALONE = Mapped("exact", "A draft model of its own.", "STANDALONE")
 _NGRAM = Mapped("approximate", "Looks n-grams up in a table of past outputs, not in the request alone.", "NGRAM")
 SGLANG: tuple[Row, ...] = (
     *OURS_ALONE,
+    Row("enforce_eager", "disable-cuda-graph", eager),
     *NO_WINDOW,
     Row("model", "model-path", same("model", "A local checkpoint directory.")),
     Row("draft_model", "speculative-draft-model-path", draft_path("exact", "A local checkpoint directory.")),

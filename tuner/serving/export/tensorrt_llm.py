@@ -70,6 +70,7 @@ _PAGE_SIZES = (2, 4, 8, 16, 32, 64, 128, 256)
 """Powers of two greater than 1 (docs/source/features/kvcache.md)."""
 TENSORRT_LLM: tuple[Row, ...] = (
     *OURS_ALONE,
+    Row("enforce_eager", None, unless_set("enforce_eager", "Set cuda_graph_config to null for the same.")),
     *NO_QUEUE_CAP,
     Row("model", None, none("The first argument of trtllm-serve, above.")),
     Row("draft_model", "speculative_config.speculative_model", draft_path("exact", "A local checkpoint directory.")),

@@ -16,6 +16,7 @@ from tuner.serving.export.mapping import (
     Mapped,
     Row,
     batch_without_window,
+    eager,
     model_limit,
     none,
     page_size,
@@ -194,6 +195,7 @@ def _prompt_lookup(config: EngineConfig) -> Mapped:
 
 VLLM: tuple[Row, ...] = (
     *OURS_ALONE,
+    Row("enforce_eager", "enforce-eager", eager),
     *NO_WINDOW,
     Row("model", "model", same("model", "A local checkpoint directory.")),
     Row("draft_model", "speculative-config", _draft_model),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.gpu.shapes import SHAPES, TINY
@@ -14,7 +14,8 @@ class Sizes:
 
     repeats: runs of which the median counts.
     attention: sequences and context of each decode step. fused_rows: rows of the small kernels.
-    usual, usual_lengths: requests of the usual benchmark, and the bounds of prompt and output.
+    usual, usual_lengths: requests of the usual benchmark, and the bounds of prompt and output. transformers: settings
+    of its ContinuousBatchingConfig, which by default takes what memory there is.
     answer: output of a batch whose steps are timed. idle: sequences, context and profiled steps of the idle share.
     stored, held: requests and tokens each of the FP8 comparison. shorts, short_prompt, short_gap_s, long_prompt: short
     requests, one every so many seconds, beside a long prompt. streams, stream_context, stalling_prompt,
@@ -31,6 +32,7 @@ class Sizes:
     fused_width: int = 4096
     usual: int = 256
     usual_lengths: tuple[int, int] = (100, 1024)
+    transformers: dict[str, int] = field(default_factory=dict)
     prompt: int = 128
     answer: int = 256
     batches: tuple[int, ...] = (1, 32, 64, 16)
@@ -56,7 +58,8 @@ class Sizes:
 
 REHEARSAL = Sizes(
     copy_bytes=2**20, pool_bytes=2**20, repeats=1, attention=((2, 20),), attention_heads=(2, 1, 16), fused_rows=(1,),
-    fused_width=64, usual=3, usual_lengths=(3, 6), prompt=5, answer=6, batches=(1, 2), idle=(2, 8, 3), stored=(2, 32),
-    held=4, guessed=12, shorts=3, short_prompt=4, short_gap_s=0.001, long_prompt=40, chunk=16, streams=2,
-    stream_context=12, stalling_prompt=60, stalling_chunk=16, tiny=True,
+    fused_width=64, usual=3, usual_lengths=(3, 6), transformers={"num_blocks": 8, "max_batch_tokens": 64}, prompt=5,
+    answer=6, batches=(1, 2), idle=(2, 8, 3), stored=(2, 32), held=4, guessed=12, shorts=3, short_prompt=4,
+    short_gap_s=0.001, long_prompt=40, chunk=16, streams=2, stream_context=12, stalling_prompt=60, stalling_chunk=16,
+    tiny=True,
 )  # fmt: skip

@@ -21,16 +21,17 @@ POLL_S = 1.0
 
 
 def transformers_seconds(
-    shape: dict[str, Any], device: torch.device, requests: Sequence[Request], limit_s: float
+    shape: dict[str, Any], device: torch.device, requests: Sequence[Request], limit_s: float, **settings: Any
 ) -> tuple[str, float, int]:
     """What ran (version and attention), seconds until all were answered or `limit_s` was over, and tokens generated.
 
-    Tokens of requests that were not finished by then do not count. Raises RuntimeError when a request fails.
+    settings: of ContinuousBatchingConfig. Tokens of requests that were not finished by then do not count. Raises
+    RuntimeError when a request fails.
     """
     release()
     model = _model(shape, device)
     config = GenerationConfig(do_sample=False, eos_token_id=-1, max_new_tokens=max(r.output for r in requests))
-    batching = ContinuousBatchingConfig(allow_block_sharing=False)
+    batching = ContinuousBatchingConfig(allow_block_sharing=False, **settings)
     tokens, left = 0, {str(index) for index in range(len(requests))}
     with model.continuous_batching_context_manager(config, timeout=5, continuous_batching_config=batching) as manager:
         attention = model.config._attn_implementation

@@ -39,7 +39,8 @@ class PoolPlan:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Bytes, and what they hold. tokens: in all pages together. sequences: of max_model_len tokens at once.
+    """Bytes, and what they hold. tokens: in all pages together. sequences: of max_model_len tokens at once; one of them
+    takes up to sequence_bytes of pages.
 
     Not counted: the interpreter, activations and logits of a step.
     """
@@ -49,6 +50,7 @@ class MemoryPlan:
     pool: PoolPlan
     tokens: int
     sequences: int
+    sequence_bytes: int
 
     @property
     def total_bytes(self) -> int:
@@ -82,12 +84,14 @@ def plan_memory(config: EngineConfig, compute_dtype: str = "float32") -> MemoryP
     visible = narrower(config.kv_window, config.kv_sink_tokens, shapes[0].window)
     chunk = min(config.prefill_chunk_size or config.max_num_batched_tokens, config.max_num_batched_tokens)
     blocks = BlockManager(0, config.block_size, *visible, heavy_tokens=config.kv_heavy_tokens)
+    most = blocks.peak_blocks(longest, chunk)
     return MemoryPlan(
         weight_bytes(shapes[0], *precision),
         draft_bytes,
         pool,
         pool.pages * config.block_size,
-        pool.pages // blocks.peak_blocks(longest, chunk),
+        pool.pages // most,
+        most * pool.page_bytes,
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reports import (
+    alternatives,
     assurance,
     comparison,
     doubts,
@@ -79,6 +80,8 @@ def _sections(
     counts = {state: sum(trial.state == state for trial in results.trials) for state in STATES}
     yield sections.compared(comparison.info(recommendation), results.baseline, chosen, load)
     yield sections.front(pareto_front.info(results, number), tail, counts["feasible"])
+    if others := alternatives.info(recommendation):
+        yield alternatives.section(others, tail)
     yield sections.compliance(slo_compliance.info(results, number))
     if curves := latency_distribution.info(results, number, evidence):
         yield sections.latencies(curves)

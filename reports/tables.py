@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from reports import (
+    alternatives,
     assurance,
     comparison,
     doubts,
@@ -46,6 +47,7 @@ def tables(results: StudyResults, recommendation: Recommendation, evidence: Evid
         "assurance": frame(assurance.info(results, recommendation, evidence), assurance.Row),
         "comparison": frame(comparison.info(recommendation), comparison.Row),
         "pareto_front": frame(pareto_front.info(results, number), pareto_front.Row),
+        "alternatives": frame(alternatives.info(recommendation), alternatives.Row),
         "slo_compliance": frame(slo_compliance.info(results, number), slo_compliance.Row),
         "latency_distribution": frame(latency_distribution.info(results, number, evidence), latency_distribution.Row),
         "quality_slices": frame(quality_slices.info(results, number), quality_slices.Row),

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from tuner.alternatives import Alternative
 from tuner.capacity import Capacity, Tried
 from tuner.fairness import Fairness
 from tuner.outcome import Outcome
@@ -124,12 +125,33 @@ def print_recommendation(
         console.print(_gain_table(found.gains, "recommended" if found.trial is not None else "closest"))
     for reason in found.reasons:
         console.print(Text(f"- {reason}"))
+    if found.alternatives:
+        console.print(_alternatives_table(found.alternatives))
     for condition in retune:
         console.print(Text(f"- Tune again when {condition}."))
     if ended is not None:
         console.print(Text(f"The search ended: {WORDS[ended]}."))
     for path in files:
         console.print(Text(f"wrote {path}"), soft_wrap=True)
+
+
+def _alternatives_table(found: Sequence[Alternative]) -> Table:
+    """What else could be deployed, the recommended one first."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("alternative", "trial", "goodput (requests/s)", "load", "quality", "tail (s)", "memory (MiB)",
+                    "KV of a sequence (MiB)", "measured again"):  # fmt: skip
+        table.add_column(heading, justify="left" if heading == "alternative" else "right")
+    for place, one in enumerate(found):
+        assert one.trial.objectives is not None
+        _, quality, tail = one.trial.objectives
+        goodput, taken = one.worth.goodput, one.memory
+        table.add_row(
+            ", ".join(one.labels if place else ("recommended", *one.labels)), str(one.trial.number),
+            f"{goodput.value:.2f} [{goodput.low:.2f}, {goodput.high:.2f}]", f"{one.worth.time_scale:.3g}x",
+            f"{quality:.4f}", f"{tail:.4f}", "-" if taken is None else f"{taken.total / 2**20:.1f}",
+            "-" if taken is None else f"{taken.sequence / 2**20:.3g}", "yes" if one.tested else "no",
+        )  # fmt: skip
+    return table
 
 
 def print_replay(metrics: TrafficMetrics, slos: Mapping[str, SLO], doubted: Sequence[Doubt]) -> None:

@@ -96,22 +96,27 @@ def export_to(
     out: Path,
     engine: str = "vllm",
     image: str | None = None,
+    remarks: tuple[str, ...] = (),
+    force: bool = False,
 ) -> list[Path]:
     """Write the recommended configuration in the words of `target`, and for an engine whose metrics are known the
-    alerts for when to tune again. engine, image: what a manifest runs.
+    alerts for when to tune again. engine, image: what a manifest runs. remarks: for the files' headers. force: also
+    one that is not deployable, without alerts.
 
     Raises ValueError for an unknown target, and for a recommendation that is not deployable.
     """
-    if (why := refusal(found)) is not None:
+    if (why := refusal(found)) is not None and not (force and found.trial is not None):
         raise ValueError(why)
     assert found.trial is not None
-    provenance = Provenance(results.spec.name, found.trial.number, datetime.now(UTC).date().isoformat())
+    today = datetime.now(UTC).date().isoformat()
+    provenance = Provenance(results.spec.name, found.trial.number, today, remarks)
     config = config_of(results.spec, found.trial.knobs)
     paths = export(
         target, config, out=out, model_name=results.spec.model.name, provenance=provenance, engine=engine, image=image
     )
     served = engine if target in MANIFESTS else target
-    return [*paths, _write_alerts(results, found, out, (served,))] if served in alerts.ENGINES else paths
+    alerted = served in alerts.ENGINES and found.deployable
+    return [*paths, _write_alerts(results, found, out, (served,))] if alerted else paths
 
 
 def _write_alerts(results: StudyResults, found: Recommendation, out: Path, engines: Sequence[str]) -> Path:

@@ -6,8 +6,9 @@ The rule is RULE, printed with every recommendation; source: the tuner's notes o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from tuner.alternatives import Alternative, alternatives
 from tuner.reasons import bought, changes, cliffs, excluded, quality_of, why
 from tuner.results import StudyResults, TrialResult, ValidationResult
 from tuner.scored import cost_of
@@ -47,7 +48,8 @@ class Gain:
 @dataclass(frozen=True, slots=True)
 class Recommendation:
     """trial: None when nothing is feasible; least_violating, binding_constraint and binding_violation say how close
-    it was. deployable: False for an abstention, and when the trial missed an SLO or failed in its validation."""
+    it was. deployable: False for an abstention, and when the trial missed an SLO or failed in its validation.
+    alternatives: the recommended one and those that are better in one respect, see tuner.alternatives."""
 
     trial: TrialResult | None
     verdict: str
@@ -59,6 +61,7 @@ class Recommendation:
     least_violating: TrialResult | None = None
     binding_constraint: str | None = None
     binding_violation: float | None = None
+    alternatives: tuple[Alternative, ...] = ()
 
 
 def recommend(results: StudyResults) -> Recommendation:
@@ -86,7 +89,37 @@ def recommend(results: StudyResults) -> Recommendation:
         runners_up=tuple(others[:3]),
         gains=_gains(results, chosen),
         deployable=chosen.number not in missed,
+        alternatives=alternatives(results, chosen, [t for t in feasible if t.number not in missed], worth, standing),
     )
+
+
+def instead(results: StudyResults, found: Recommendation, number: int) -> Recommendation:
+    """`found`, of another trial of the study: its figures, and whether anything is against deploying it.
+
+    Raises ValueError for a trial that was not measured.
+    """
+    trial = next((t for t in results.trials if t.number == number), None)
+    if trial is None or trial.traffic is None:
+        raise ValueError(f"trial {number}: expected one that was measured; tune studies show lists them")
+    objection = _objection(results, trial)
+    was = "none" if found.trial is None else str(found.trial.number)
+    words = objection or ("held when measured again" if number in held(results) else "was not measured again")
+    return replace(
+        found,
+        trial=trial,
+        verdict=f"Trial {number} {words}; the study recommends {was}.",
+        reasons=(),
+        gains=_gains(results, trial),
+        deployable=objection is None,
+    )
+
+
+def _objection(results: StudyResults, trial: TrialResult) -> str | None:
+    """Why a trial is not to be deployed; None where nothing is known against it."""
+    if trial.state != "feasible":
+        missed = ", ".join(f"{name} by {value:.3f}" for name, value in trial.constraints.items() if value > 0)
+        return f"is {trial.state}: misses {missed}" if missed else f"is {trial.state}"
+    return _missed_validations(results).get(trial.number)
 
 
 def held(results: StudyResults) -> set[int]:

@@ -10,16 +10,19 @@ from typing import Any
 
 from reports.evidence import Evidence
 from tests.tuner.builders import answered, failed, measurement
+from tuner.alternatives import Alternative, Label
 from tuner.recommend import Gain, Recommendation
 from tuner.results import StudyResults, TrialResult, ValidationResult
 from tuner.scoring.metrics import ClassMetrics, Interval, TrafficMetrics
 from tuner.scoring.probes import ProbeRecord
 from tuner.scoring.quality import QualityScore, SliceQuality
 from tuner.scoring.speculation import DomainSpeculation
+from tuner.serving.adapters import Memory
 from tuner.serving.config import ServingConfig
 from tuner.spec import StudySpec, parse_spec
 from tuner.stored import Failure, StoredMeasurement, StoredVerification, ValidationFailure
 from tuner.traffic.trace import RequestRecord
+from tuner.worth import Proven
 
 RECOMMENDED = 9
 SLOS = {"chat": {"ttft": 0.5, "tpot": 0.05, "attainment": 0.95}, "documents": {"ttft": 2.0, "attainment": 0.9}}
@@ -177,7 +180,19 @@ def recommendation(results: StudyResults, number: int | None = RECOMMENDED) -> R
         Gain("chat p95 ttft at the recorded rate", "s", 1.42, 0.36),
         Gain("quality", "", None, 0.9985, None, Interval(0.9985, 0.9965, 0.9995)),
     )
-    return Recommendation(chosen, verdict, reasons, gains=gains, deployable=True)
+    sizes = {9: 37_000, 13: 74_000, 11: 21_000}
+    labels: dict[int, tuple[Label, ...]] = {
+        9: ("knee",),
+        13: ("best quality",),
+        11: ("lowest latency", "lowest memory"),
+    }
+    others = tuple(
+        Alternative(one, labels[one.number], Proven(one.traffic.goodput, 4.0, "tune"),
+                    Memory(7_000_000, 6_000_000, sizes[one.number]), tested=one.number == 9)
+        for one in (chosen, *(t for t in results.trials if t.number in labels and t is not chosen))
+        if one.traffic is not None and one.number in labels
+    )  # fmt: skip
+    return Recommendation(chosen, verdict, reasons, gains=gains, deployable=True, alternatives=others)
 
 
 def records(ttft: float, classes: tuple[str, ...] = ("chat", "documents")) -> tuple[RequestRecord, ...]:

@@ -95,6 +95,35 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     assert len((tmp_path / "csv" / "trials.csv").read_text().splitlines()) == 6, "a heading, the baseline, four trials"
     exported = tune("export", run, "--to", "vllm", "--out", tmp_path / "there")
     assert exported.exit_code == 0 and (tmp_path / "there" / "vllm.yaml").is_file()
+    told = json.loads(tune("recommend", run, "--json").stdout)
+    assert told["alternatives"][0]["trial"] == told["trial"]
+    assert "alternative" in done.stdout and "measured again" in done.stdout
+
+
+def test_another_trial_is_exported_with_what_is_against_it(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    study = study_file(tmp_path)
+    assert tune("run", study, "--out", runs).exit_code == 0
+    there, one = tmp_path / "there", json.loads(tune("recommend", runs / "fake", "--json").stdout)["trial"]
+    other = next(number for number in range(5) if number != one)
+    command = ("export", runs / "fake", "--to", "engine", "--out", there, "--trial", str(other))
+    assert tune(*command).exit_code == 0
+    head = (there / "engine.yaml").read_text().splitlines()[:2]
+    assert f"trial {other}, configuration" in head[0]
+    assert head[1].startswith(f"# Trial {other} ") and head[1].endswith(f"; the study recommends {one}.")
+    tight = tmp_path / "tight.yaml"
+    slos = {"chat": {"ttft": 0.0001, "attainment": 0.9}}
+    tight.write_text(yaml.safe_dump(yaml.safe_load(study.read_text()) | {"slos": slos}))
+    refused = tune(*command, "--study", tight)
+    assert refused.exit_code == 3 and f"Not deployable: Trial {other} is infeasible: misses slo:chat" in refused.stderr
+    (there / "alerts.yaml").unlink()
+    assert tune(*command, "--study", tight, "--force").exit_code == 0
+    assert "Not deployable: Trial" in (there / "engine.yaml").read_text().splitlines()[1]
+    assert not (there / "alerts.yaml").exists(), "thresholds of what was held; nothing was"
+    closest = tune("export", runs / "fake", "--to", "vllm", "--out", there, "--study", tight, "--force")
+    assert closest.exit_code == 0 and "misses slo:chat" in (there / "vllm.yaml").read_text()
+    unknown = tune("export", runs / "fake", "--to", "vllm", "--out", there, "--trial", "99")
+    assert unknown.exit_code == 2 and "trial 99: expected one that was measured" in unknown.stderr
 
 
 def test_fresh_starts_over_and_touches_nothing_else(tmp_path: Path) -> None:

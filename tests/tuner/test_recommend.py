@@ -41,7 +41,7 @@ def _traffic(goodput: float, spread: float = 0.2) -> TrafficMetrics:
     return TrafficMetrics(10.0, 5.0, interval, 1.0, {"chat": chat}, {}, {})
 
 
-def _trial(number: int, goodput: float, **changes: Any) -> TrialResult:
+def trial_of(number: int, goodput: float, **changes: Any) -> TrialResult:
     """A trial on the feasible front with a margin of 0.5, full quality and its own value of one knob."""
     margin, quality = changes.pop("margin", 0.5), changes.pop("quality", 1.0)
     state: TrialState = changes.pop("state", "feasible" if margin >= 0 else "infeasible")
@@ -58,7 +58,7 @@ def _trial(number: int, goodput: float, **changes: Any) -> TrialResult:
     return TrialResult(**{**values, **changes})
 
 
-def _validation(trial: int, violation: float, purpose: str = "holdout") -> ValidationResult:
+def validation_of(trial: int, violation: float, purpose: str = "holdout") -> ValidationResult:
     return ValidationResult(trial, purpose, "holdout", 2.0, _traffic(trial + 1.0), {"slo:chat": violation})
 
 
@@ -66,53 +66,65 @@ def _failed(number: int) -> TrialResult:
     return TrialResult(number, "failed", {}, None, {}, None, None, reason="out_of_memory")
 
 
-def _study(
+def study_of(
     *trials: TrialResult, validations: tuple[ValidationResult, ...] = (), failures: tuple[ValidationFailure, ...] = ()
 ) -> StudyResults:
     return StudyResults(SPEC, trials, validations, 2.0, {}, {}, failures)
 
 
-BAD_BASELINE = _trial(0, 1.0, margin=-0.4)
+BAD_BASELINE = trial_of(0, 1.0, margin=-0.4)
 
 
 @pytest.mark.parametrize(
     "study, expected",
     cases(
         [
-            ("more goodput", _study(BAD_BASELINE, _trial(1, 2.0), _trial(2, 3.0)), 2),
-            ("infeasible goodput is none", _study(BAD_BASELINE, _trial(1, 2.0), _trial(2, 9.0, margin=-0.1)), 1),
-            ("a tie goes to the larger margin", _study(BAD_BASELINE, _trial(1, 3.1), _trial(2, 3.0, margin=0.9)), 2),
+            ("more goodput", study_of(BAD_BASELINE, trial_of(1, 2.0), trial_of(2, 3.0)), 2),
+            ("infeasible goodput is none", study_of(BAD_BASELINE, trial_of(1, 2.0), trial_of(2, 9.0, margin=-0.1)), 1),
+            (
+                "a tie goes to the larger margin",
+                study_of(BAD_BASELINE, trial_of(1, 3.1), trial_of(2, 3.0, margin=0.9)),
+                2,
+            ),
             (
                 "a larger margin is no tie for a trial that another beats in everything",
-                _study(BAD_BASELINE, _trial(1, 3.1), _trial(2, 3.0, margin=0.9, on_front=False)),
+                study_of(BAD_BASELINE, trial_of(1, 3.1), trial_of(2, 3.0, margin=0.9, on_front=False)),
                 1,
             ),
-            ("margin before quality", _study(BAD_BASELINE, _trial(1, 3.0, margin=0.9, quality=0.9), _trial(2, 3.0)), 1),
-            ("margins alike, higher quality", _study(BAD_BASELINE, _trial(1, 3.0, quality=0.9), _trial(2, 2.9)), 2),
+            (
+                "margin before quality",
+                study_of(BAD_BASELINE, trial_of(1, 3.0, margin=0.9, quality=0.9), trial_of(2, 3.0)),
+                1,
+            ),
+            (
+                "margins alike, higher quality",
+                study_of(BAD_BASELINE, trial_of(1, 3.0, quality=0.9), trial_of(2, 2.9)),
+                2,
+            ),
             (
                 "all alike, fewer changes",
-                _study(BAD_BASELINE, _trial(1, 3.0, knobs={"max_num_seqs": 1, "kv_window": 64}), _trial(2, 3.0)),
+                study_of(BAD_BASELINE, trial_of(1, 3.0, knobs={"max_num_seqs": 1, "kv_window": 64}), trial_of(2, 3.0)),
                 2,
             ),
             (
                 "a margin beyond the tie buys nothing",
-                _study(BAD_BASELINE, _trial(1, 3.0), _trial(2, 2.5, margin=0.9)),
+                study_of(BAD_BASELINE, trial_of(1, 3.0), trial_of(2, 2.5, margin=0.9)),
                 1,
             ),
             (
                 "the largest lower bound, not the largest value",
-                _study(BAD_BASELINE, _trial(1, 3.4, traffic=_traffic(3.4, 2.0), margin=0.1), _trial(2, 3.0)),
+                study_of(BAD_BASELINE, trial_of(1, 3.4, traffic=_traffic(3.4, 2.0), margin=0.1), trial_of(2, 3.0)),
                 2,
             ),
-            ("a baseline within the intervals is kept", _study(_trial(0, 2.7), _trial(1, 3.0, margin=0.9)), 0),
-            ("a baseline below them is not", _study(_trial(0, 2.5), _trial(1, 3.0)), 1),
+            ("a baseline within the intervals is kept", study_of(trial_of(0, 2.7), trial_of(1, 3.0, margin=0.9)), 0),
+            ("a baseline below them is not", study_of(trial_of(0, 2.5), trial_of(1, 3.0)), 1),
             (
                 "the tie-break chooses among those that beat the baseline",
-                _study(_trial(0, 2.3), _trial(1, 3.0), _trial(2, 2.6, margin=0.9)),
+                study_of(trial_of(0, 2.3), trial_of(1, 3.0), trial_of(2, 2.6, margin=0.9)),
                 1,
             ),
-            ("only the baseline is feasible", _study(_trial(0, 2.0), _trial(1, 9.0, margin=-1.0)), 0),
-            ("the baseline could not be measured", _study(_failed(0), _trial(1, 1.0)), 1),
+            ("only the baseline is feasible", study_of(trial_of(0, 2.0), trial_of(1, 9.0, margin=-1.0)), 0),
+            ("the baseline could not be measured", study_of(_failed(0), trial_of(1, 1.0)), 1),
         ]
     ),
 )
@@ -138,9 +150,11 @@ def test_the_rule(study: StudyResults, expected: int) -> None:
 def test_candidates_are_held_to_their_validations(
     violations: Mapping[int, list[float]], expected: int, deployable: bool
 ) -> None:
-    validations = tuple(_validation(trial, value) for trial, values in violations.items() for value in values)
-    calibration = _validation(expected, 1.0, purpose="calibration")
-    found = recommend(_study(BAD_BASELINE, _trial(1, 2.0), _trial(2, 3.0), validations=(*validations, calibration)))
+    validations = tuple(validation_of(trial, value) for trial, values in violations.items() for value in values)
+    calibration = validation_of(expected, 1.0, purpose="calibration")
+    found = recommend(
+        study_of(BAD_BASELINE, trial_of(1, 2.0), trial_of(2, 3.0), validations=(*validations, calibration))
+    )
     assert found.trial is not None and (found.trial.number, found.deployable) == (expected, deployable)
     told = " ".join([found.verdict, *found.reasons])
     for trial, values in violations.items():
@@ -149,8 +163,8 @@ def test_candidates_are_held_to_their_validations(
 
 
 def test_a_baseline_that_missed_its_validation_is_no_alternative() -> None:
-    validations = (_validation(0, 0.2), _validation(1, -0.1))
-    found = recommend(_study(_trial(0, 2.9), _trial(1, 3.0), validations=validations))
+    validations = (validation_of(0, 0.2), validation_of(1, -0.1))
+    found = recommend(study_of(trial_of(0, 2.9), trial_of(1, 3.0), validations=validations))
     assert found.trial is not None and (found.trial.number, found.deployable) == (1, True)
 
 
@@ -167,8 +181,10 @@ def test_a_baseline_that_missed_its_validation_is_no_alternative() -> None:
 )
 def test_a_failed_validation_is_a_missed_one(held: tuple[int, ...], expected: int, deployable: bool) -> None:
     crash = ValidationFailure(2, "holdout", "holdout", 2.0, "engine_crashed", "signal 11")
-    validations = tuple(_validation(trial, -0.1, "repeat") for trial in held)
-    found = recommend(_study(BAD_BASELINE, _trial(1, 2.0), _trial(2, 3.0), validations=validations, failures=(crash,)))
+    validations = tuple(validation_of(trial, -0.1, "repeat") for trial in held)
+    found = recommend(
+        study_of(BAD_BASELINE, trial_of(1, 2.0), trial_of(2, 3.0), validations=validations, failures=(crash,))
+    )
     assert found.trial is not None and (found.trial.number, found.deployable) == (expected, deployable)
     told = " ".join([found.verdict, *found.reasons])
     assert "failed (engine_crashed) on window 'holdout' at 2x (holdout)." in told
@@ -176,11 +192,11 @@ def test_a_failed_validation_is_a_missed_one(held: tuple[int, ...], expected: in
 
 
 def test_what_was_never_measured_again_is_said_to_be_so() -> None:
-    assert "It was not measured again after the search." in recommend(_study(BAD_BASELINE, _trial(1, 2.0))).reasons
+    assert "It was not measured again after the search." in recommend(study_of(BAD_BASELINE, trial_of(1, 2.0))).reasons
 
 
 def test_gains_stand_beside_the_baseline_with_their_intervals() -> None:
-    found = recommend(_study(BAD_BASELINE, _trial(1, 3.0)))
+    found = recommend(study_of(BAD_BASELINE, trial_of(1, 3.0)))
     gains = {gain.name: gain for gain in found.gains}
     assert gains.keys() == {"goodput", "load", "quality", "chat p95 ttft"}
     assert (gains["load"].baseline, gains["load"].recommended, gains["load"].unit) == (2.0, 2.0, "x recorded")
@@ -188,12 +204,14 @@ def test_gains_stand_beside_the_baseline_with_their_intervals() -> None:
     assert gains["goodput"].recommended_interval == Interval(3.0, 2.8, 3.2)
     assert (gains["chat p95 ttft"].baseline, gains["chat p95 ttft"].recommended) == (0.5, 0.25)
     assert gains["chat p95 ttft"].baseline_interval is None
-    assert {gain.baseline for gain in recommend(_study(_failed(0), _trial(1, 3.0))).gains} == {None}
+    assert {gain.baseline for gain in recommend(study_of(_failed(0), trial_of(1, 3.0))).gains} == {None}
 
 
 def test_an_abstention_names_the_closest_trial_and_what_binds() -> None:
     forgetful = {"quality:text": 0.8, "slo:chat": -1.0}
-    study = _study(BAD_BASELINE, _trial(1, 2.0, margin=-0.1), _trial(2, 9.0, state="infeasible", constraints=forgetful))
+    study = study_of(
+        BAD_BASELINE, trial_of(1, 2.0, margin=-0.1), trial_of(2, 9.0, state="infeasible", constraints=forgetful)
+    )
     found = recommend(study)
     assert found.trial is None and not found.deployable
     assert found.least_violating is not None and found.least_violating.number == 1
@@ -203,12 +221,12 @@ def test_an_abstention_names_the_closest_trial_and_what_binds() -> None:
 
 
 def test_nothing_measured_is_an_abstention() -> None:
-    found = recommend(_study(_failed(0), _failed(1)))
+    found = recommend(study_of(_failed(0), _failed(1)))
     assert found.trial is None and found.least_violating is None and not found.deployable
 
 
 margins = st.floats(-1.0, 1.0)
-trials = st.builds(_trial, st.just(0), st.floats(0.5, 5.0), margin=margins, quality=st.floats(0.5, 1.0))
+trials = st.builds(trial_of, st.just(0), st.floats(0.5, 5.0), margin=margins, quality=st.floats(0.5, 1.0))
 studies = st.lists(trials, min_size=1, max_size=8).map(
     lambda drawn: [dataclasses.replace(trial, number=i, knobs={"max_num_seqs": i % 3}) for i, trial in enumerate(drawn)]
 )
@@ -218,8 +236,8 @@ studies = st.lists(trials, min_size=1, max_size=8).map(
 def test_the_order_of_trials_changes_nothing_and_the_rule_is_kept(drawn: list[TrialResult], rng: random.Random) -> None:
     shuffled = drawn[1:]
     rng.shuffle(shuffled)
-    found = recommend(_study(*drawn))
-    assert recommend(_study(drawn[0], *shuffled)) == found
+    found = recommend(study_of(*drawn))
+    assert recommend(study_of(drawn[0], *shuffled)) == found
 
     feasible = [trial for trial in drawn if slo_margin(trial) >= 0]
     assert (found.trial is None) == (not feasible)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -218,12 +218,17 @@ def recommend_(
 
     Example: tune recommend runs/demo
     """
+    from tuner.alternatives import as_dict
     from tuner.console import print_recommendation
     from tuner.whatif import summary
 
     results, found = open_run(run, study)
     if as_json:
-        told = {"reasons": list(found.reasons), "tune_again_when": list(retune_conditions(results, found))}
+        told: dict[str, Any] = {
+            "reasons": list(found.reasons),
+            "tune_again_when": list(retune_conditions(results, found)),
+        }
+        told |= {"alternatives": [as_dict(one) for one in found.alternatives]}
         typer.echo(json.dumps(summary(found) | told | {"search_end": results.search_end}, indent=2))
     else:
         print_recommendation(found, retune=retune_conditions(results, found), ended=results.search_end)
@@ -264,16 +269,25 @@ def export(
     study: StudyOption = None,
     engine: Annotated[str, typer.Option(help="Which engine compose, kubernetes or systemd run.")] = "vllm",
     image: Annotated[str | None, typer.Option(help="Container image; default the engine's own of a fixed tag.")] = None,
+    trial: Annotated[
+        int | None, typer.Option(help="Another trial than the recommended, such as an alternative.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Also what misses an SLO or a quality floor.")] = False,
 ) -> None:
     """Write the recommended configuration for an engine. Exit status 3 when none can be deployed.
 
     Example: tune export runs/demo --to vllm --out deploy
     """
     from tuner.deliver import export_to, refusal
+    from tuner.recommend import instead
 
     results, found = open_run(run, study)
-    if (why := refusal(found)) is not None:
+    if trial is None and found.trial is None and force and found.least_violating is not None:
+        trial = found.least_violating.number
+    chosen = found if trial is None else instead(results, found, trial)
+    if (why := refusal(chosen)) is not None and not (force and chosen.trial is not None):
         typer.echo(why, err=True)
         raise typer.Exit(NOTHING_FEASIBLE)
-    for path in export_to(to, results, found, out, engine, image):
+    remarks = (why or chosen.verdict,) if chosen is not found or why else ()
+    for path in export_to(to, results, chosen, out, engine, image, remarks, force):
         typer.echo(f"wrote {path}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from engine.config import EngineConfig, ReconfigurationCost, knobs, parse_config
+from engine.memory import plan_memory
 from tuner.errors import ConfigRejected
 from tuner.serving.config import ServingConfig
 
@@ -34,6 +36,19 @@ REFERENCE_KNOBS: Mapping[str, Any] = {
 
 PROBE_KNOBS: Mapping[str, Any] = {"max_num_seqs": 64, "max_num_batched_tokens": 1024, "prefill_chunk_size": None}
 """Hot settings that the probes are asked with: they change no answer (see quality_key), only how long it takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes that an engine reserves, by arithmetic. sequence: of the KV pool, by one sequence of full length."""
+
+    weights: int
+    kv_pool: int
+    sequence: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv_pool
 
 
 def engine_config(config: ServingConfig) -> EngineConfig:
@@ -89,6 +104,18 @@ def changes(old: ServingConfig, new: ServingConfig) -> dict[str, Any]:
     """Fields to send to /reconfigure."""
     before, after = engine_config(old).model_dump(), engine_config(new).model_dump()
     return {name: value for name, value in after.items() if before[name] != value}
+
+
+def memory(config: ServingConfig, gpu: bool) -> Memory:
+    """What a configuration reserves; weights are those of the draft model, too. gpu: the engine ran on one.
+
+    Raises ValueError when the configuration or its checkpoint's config.json cannot be read.
+    """
+    engine = parse_config(config.values, source=f"engine {config.engine}")
+    on_gpu = engine.device == "cuda" or (engine.device == "auto" and gpu)
+    placed = engine.model_copy(update={"device": "cuda" if on_gpu else "cpu"})
+    plan = plan_memory(placed, "bfloat16" if on_gpu else "float32")
+    return Memory(plan.weight_bytes + plan.draft_weight_bytes, plan.pool.pool_bytes, plan.sequence_bytes)
 
 
 def write_config(config: ServingConfig, directory: Path) -> Path:

@@ -33,11 +33,13 @@ TARGETS = (*ENGINES, *MANIFESTS)
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where the configuration comes from; goes into the header of each file. date: as the caller writes it."""
+    """Where the configuration comes from; goes into the header of each file. date: as the caller writes it. remarks:
+    what who deploys it must know."""
 
     study: str
     trial: int
     date: str
+    remarks: tuple[str, ...] = ()
 
 
 def export(
@@ -115,10 +117,11 @@ def _caution(name: str) -> str:
 
 
 def _header(config: ServingConfig, provenance: Provenance) -> str:
-    return _comment(
+    origin = (
         f"servetune: study {provenance.study}, trial {provenance.trial}, configuration {config.fingerprint}, "
         f"{provenance.date}"
     )
+    return "".join(map(_comment, (origin, *provenance.remarks)))
 
 
 def _entry(key: str, value: Any) -> str:

@@ -15,6 +15,7 @@ PROBES = ("tuner.scoring.probes", "tuner.scoring.speculation")
 TRAFFIC, CONFIG, SCORING = "tuner.traffic", "tuner.serving.config", "tuner.scoring"
 ALLOWED: dict[str, tuple[str, ...]] = {
     "tuner.errors": (),
+    "tuner.terminal": (),
     "tuner.pareto": (),
     "tuner.environment": (),
     "tuner.traffic": (TRAFFIC,),

@@ -24,6 +24,7 @@ from tuner.scoring.metrics import ClassMetrics, TrafficMetrics
 from tuner.scoring.slo import SLO
 from tuner.spec import StudySpec
 from tuner.stopping import WORDS, Stop
+from tuner.terminal import output
 
 SHOWN_METRICS = ("ttft", "tpot")
 
@@ -33,7 +34,7 @@ class StudyConsole:
 
     def __init__(self, spec: StudySpec, console: Console | None = None) -> None:
         self._spec = spec
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or output(stderr=True)
         # Redrawn when something happens: a thread that redraws would cost the replay its punctuality.
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._doing, self._scale = "", ""
@@ -119,7 +120,7 @@ def print_recommendation(
 ) -> None:
     """Verdict, baseline against recommended, reasons, when to tune again, why the search ended, files written; on
     standard output."""
-    console = Console(highlight=False)
+    console = output()
     console.print(Text(found.verdict, style="bold"))
     if found.gains:
         console.print(_gain_table(found.gains, "recommended" if found.trial is not None else "closest"))
@@ -156,7 +157,7 @@ def _alternatives_table(found: Sequence[Alternative]) -> Table:
 
 def print_replay(metrics: TrafficMetrics, slos: Mapping[str, SLO], doubted: Sequence[Doubt]) -> None:
     """What `tune replay` found, class by class; on standard output."""
-    console = Console(highlight=False)
+    console = output()
     offered = sum(found.offered for found in metrics.classes.values())
     good = sum(found.good for found in metrics.classes.values())
     rate = f"{metrics.offered_rate:.2f}/s over {metrics.duration:.1f} s"
@@ -182,12 +183,12 @@ def print_tried(tried: Tried) -> None:
         f"holds, at {math.exp(tried.violation):.0%} of its bounds" if tried.holds else f"misses: {_counts(tried.broke)}"
     )
     line = f"x{tried.time_scale:.3g} {how} ({tried.requests} requests)"
-    Console(stderr=True, highlight=False).print(line, markup=False)
+    output(stderr=True).print(line, markup=False)
 
 
 def print_capacity(found: Capacity) -> None:
     """What `tune capacity` found; on standard output."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = output(soft_wrap=True)
     rate = found.recorded_rate
     if found.state == "found":
         scales = f"{found.time_scale:.3g} [{found.low:.3g}, {found.high:.3g}]"
@@ -204,12 +205,12 @@ def print_capacity(found: Capacity) -> None:
 
 def print_step(what: str) -> None:
     """What is being done now, on standard error."""
-    Console(stderr=True, highlight=False).print(what, markup=False)
+    output(stderr=True).print(what, markup=False)
 
 
 def print_fairness(found: Fairness) -> None:
     """What `tune fairness` found; on standard output."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = output(soft_wrap=True)
     gate = "fair" if found.jain >= JAIN_GATE else f"unfair: below {JAIN_GATE:g}"
     console.print(f"Jain index of attainment {found.jain:.3f} ({gate}); worst tenant {found.worst}", markup=False)
     table = Table(box=None, pad_edge=False)

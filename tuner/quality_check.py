@@ -11,7 +11,6 @@ from typing import Any
 
 import aiohttp
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from engine.config import load_config
@@ -23,6 +22,7 @@ from tuner.serving.api import EngineApi
 from tuner.serving.config import ServingConfig
 from tuner.serving.http_answers import HttpAnswers, ask_over_http
 from tuner.serving.testbed import EngineSettings, LiveTestbed
+from tuner.terminal import output
 
 TABLE_COLUMNS = 110
 
@@ -112,7 +112,7 @@ def _compared(
 
 def print_comparison(found: Comparison) -> None:
     """Tables on standard output; bounds (<, >) are one-sided 95 %, each document counting once."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = output(soft_wrap=True)
     console.width = max(console.width, TABLE_COLUMNS)  # a wrapped line can be read, a number cut in half cannot
     parts = found.score.slices if found.score is not None else ()
     if forced := [part for part in parts if part.kind == "forced"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +58,26 @@ def test_status_tells_phase_states_and_best(run: Path) -> None:
     assert found["trials"] == {"infeasible": 1, "feasible": 1}
     assert (found["asked"], found["budget"], found["time_scale"]) == (1, 4, 2.0)
     assert found["baseline_goodput"] == 0.0 and found["best_trial"] == 1
-    assert "stopped" in _invoke("status", run).stdout
+    told = dict(line.split(maxsplit=1) for line in _invoke("status", run).stdout.splitlines())
+    assert told["phase"].strip() == "stopped" and told["states"].strip() == "1 feasible, 1 infeasible"
+    assert "ETA" not in told, "nobody runs it"
+
+
+def test_what_is_read_by_a_program_is_not_wrapped(run: Path) -> None:
+    (line,) = (one for one in _invoke("studies", "show", run).stdout.splitlines() if one.startswith("1 "))
+    assert line.split()[1] == "feasible" and line.rstrip().endswith("max_num_seqs=8")
+    (shown,) = json.loads(_invoke("studies", "show", run, "--json").stdout)
+    first, second = shown["trials"]
+    assert (first["state"], second["knobs"], second["quality"]) == ("infeasible", {"max_num_seqs": 8}, 1.0)
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure(run: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "tuner.cli", "studies", "show", str(run), "--json"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_status_of_a_running_study(run: Path) -> None:

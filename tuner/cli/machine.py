@@ -89,9 +89,10 @@ def _space(path: Path) -> SearchSpace:
 
 
 def _print_space(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from tuner.terminal import output
 
     table = Table(box=None, pad_edge=False)
     for heading in ("parameter", "range", "only if", "unit", "a change costs", "what it does"):
@@ -100,7 +101,7 @@ def _print_space(rows: list[dict[str, Any]]) -> None:
         when = ", ".join(f"{other} {wanted}" for other, wanted in row["when"].items())
         cells = (row["name"], row["range"], when, row["unit"], row["cost"], row["description"])
         table.add_row(*(Text(str(cell or "-")) for cell in cells))
-    Console(highlight=False).print(table)
+    output().print(table)
 
 
 def serve(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tuner.standing import Standing
 
 REFRESH_SECONDS = 2.0
+NOT_KNOWN = "-"
+HEADINGS = ("study", "phase", "trials", "states", "load", "baseline", "best", "ETA", "search ended")
 
 app = typer.Typer(help="Studies that were run: list, show, delete.", no_args_is_help=True)
 
@@ -40,9 +42,9 @@ def status(
     elif watch:
         _watch(run)
     else:
-        from rich.console import Console
+        from tuner.terminal import output
 
-        Console(highlight=False).print(_table(_of_run(run)))
+        output().print(_told(_of_run(run)))
 
 
 @app.command("list")
@@ -51,31 +53,34 @@ def list_(runs: RunsOption = Path("runs"), as_json: JsonOption = False) -> None:
 
     Example: tune studies list --runs runs
     """
-    from rich.console import Console
+    from tuner.terminal import output
 
     found = [one for database in sorted(runs.glob(f"*/{DATABASE}")) for one in standings(database.parent)]
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in found], indent=2))
     elif found:
-        Console(highlight=False).print(_table(found))
+        output().print(_table(found))
     else:
         typer.echo(f"{runs}: no studies")
 
 
 @app.command()
-def show(run: RunArgument) -> None:
+def show(run: RunArgument, as_json: JsonOption = False) -> None:
     """Print the trials of a study: state, configuration, objectives, reason.
 
     Example: tune studies show runs/demo
     """
-    from rich.console import Console
-
     from tuner.results import load_results
     from tuner.store import Store
+    from tuner.terminal import output
 
     with Store(database_of(run), create=False) as store:
-        for name in store.study_names():
-            Console(highlight=False).print(_trials(name, load_results(store, name)))
+        found = {name: load_results(store, name) for name in store.study_names()}
+    if as_json:
+        typer.echo(json.dumps([{"study": name, "trials": _as_dicts(one)} for name, one in found.items()], indent=2))
+        return
+    for name, results in found.items():
+        output().print(_trials(name, results))
 
 
 @app.command()
@@ -120,15 +125,16 @@ def _of_run(run: Path) -> list[Standing]:
 def _watch(run: Path) -> None:
     import time
 
-    from rich.console import Console
     from rich.live import Live
 
+    from tuner.terminal import output
+
     found = _of_run(run)
-    with Live(_table(found), console=Console(highlight=False), auto_refresh=False) as live:
+    with Live(_told(found), console=output(), auto_refresh=False) as live:
         while any(one.runner for one in found):
             time.sleep(REFRESH_SECONDS)
             found = standings(run)
-            live.update(_table(found), refresh=True)
+            live.update(_told(found), refresh=True)
 
 
 def _table(found: list[Standing]) -> RenderableType:
@@ -136,23 +142,61 @@ def _table(found: list[Standing]) -> RenderableType:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("study", "phase", "trials", "states", "load", "baseline", "best", "ETA", "search ended"):
+    for heading in HEADINGS:
         table.add_column(heading)
     for one in found:
         table.add_row(*(Text(cell) for cell in _cells(one)))
     return table
 
 
+def _told(found: list[Standing]) -> RenderableType:
+    """A line for each thing to know, which a narrow terminal shows whole; studies apart."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    tables = []
+    for one in found:
+        table = Table.grid(padding=(0, 2))
+        for heading, cell in zip(HEADINGS, _cells(one), strict=True):
+            if cell != NOT_KNOWN:
+                table.add_row(heading, Text(cell))
+        tables.append(table)
+    return Group(*tables)
+
+
 def _cells(one: Standing) -> Iterator[str]:
+    from tuner.stopping import WORDS
+
     yield one.study
     yield one.phase + (f" ({one.runner})" if one.runner else "")
     yield f"{one.asked} of {one.budget}"
-    yield ", ".join(f"{count} {state}" for state, count in sorted(one.trials.items())) or "-"
-    yield "-" if one.time_scale is None else f"{one.time_scale:g}x"
-    yield "-" if one.baseline_goodput is None else f"{one.baseline_goodput:.2f}/s"
-    yield "-" if one.best_goodput is None else f"{one.best_goodput:.2f}/s (trial {one.best_trial})"
-    yield "-" if one.eta_seconds is None else f"{one.eta_seconds / 60:.0f} min"
-    yield one.search_end or "-"
+    yield ", ".join(f"{count} {state}" for state, count in sorted(one.trials.items())) or NOT_KNOWN
+    yield NOT_KNOWN if one.time_scale is None else f"{one.time_scale:g}x"
+    yield NOT_KNOWN if one.baseline_goodput is None else f"{one.baseline_goodput:.2f}/s"
+    yield NOT_KNOWN if one.best_goodput is None else f"{one.best_goodput:.2f}/s (trial {one.best_trial})"
+    yield NOT_KNOWN if one.eta_seconds is None else f"{one.eta_seconds / 60:.0f} min"
+    yield NOT_KNOWN if one.search_end is None else WORDS[one.search_end]
+
+
+def _as_dicts(results: StudyResults) -> list[dict[str, Any]]:
+    """Objectives: goodput in requests/s, quality (1 = reference), tail latency in seconds."""
+    from tuner.results import OBJECTIVES
+
+    return [
+        {
+            "trial": one.number,
+            "state": one.state,
+            "on_front": one.on_front,
+            "time_scale": one.time_scale,
+            **dict(zip(OBJECTIVES, one.objectives or (None,) * len(OBJECTIVES), strict=True)),
+            "constraints": dict(one.constraints),
+            "knobs": dict(one.knobs),
+            "reason": one.reason,
+            "detail": one.detail,
+        }
+        for one in results.trials
+    ]
 
 
 def _trials(name: str, results: StudyResults) -> RenderableType:

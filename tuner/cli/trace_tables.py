@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tuner.terminal import output
 from tuner.traffic.inspection import Group, Inspection
 from tuner.traffic.statistics import LengthStatistics
 
@@ -16,7 +16,7 @@ SHOWN_GROUPS = 12
 
 def print_inspection(found: Inspection) -> None:
     """Everything but the single requests; on standard output."""
-    console = Console(highlight=False)
+    console = output()
     for line in _lines(found):
         console.print(Text(line), soft_wrap=True)
     console.print(_lengths(found))

@@ -100,6 +100,8 @@ def scale(
     from tuner.traffic.scaling import length_scaled, thinned, time_scaled
     from tuner.traffic.trace_lines import read_lines
 
+    if keep is not None and not 0 < keep < 1:
+        raise ValueError(f"--keep: expected a number between 0 and 1, given {keep:g}")
     trace = read_lines(file)
     if keep is not None:
         trace = thinned(trace, keep, by, seed)

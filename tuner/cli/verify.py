@@ -146,10 +146,11 @@ def verdict(found: Verification) -> str:
 
 
 def _print(found: Verification, drifted: Sequence[Drift]) -> None:
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=True)
+    from tuner.terminal import output
+
+    console = output(soft_wrap=True)
     console.print(Text(verdict(found), style="bold"))
     sides = [side for side in (found.baseline, found.recommended if found.about.trial else None) if side is not None]
     console.print(_sides(sides))

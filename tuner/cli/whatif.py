@@ -58,10 +58,11 @@ def whatif(
 
 
 def _print(found: WhatIf) -> None:
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=True)
+    from tuner.terminal import output
+
+    console = output(soft_wrap=True)
     for key, (old, new) in found.changes.items():
         console.print(Text(f"{key}: {_plain(old)} -> {_plain(new)}"))
     if not found.changes:

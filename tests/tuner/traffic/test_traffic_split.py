@@ -250,7 +250,7 @@ BAD = [
     ("one tenant", ["split", "--by", "tenant"], "the trace has only one tenant; expected at least two"),
     ("no scale", ["scale", "--out", "o.jsonl", "--time-scale", "0"], "time scale: expected a number above 0, given 0"),
     ("no length", ["scale", "--out", "o.jsonl", "--prompt-scale", "nan"], "prompt scale: expected a number above 0"),
-    ("keep none", ["scale", "--out", "o.jsonl", "--keep", "0"], "share: expected a number between 0 and 1, given 0"),
+    ("keep none", ["scale", "--out", "o.jsonl", "--keep", "0"], "--keep: expected a number between 0 and 1, given 0"),
 ]
 
 

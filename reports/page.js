@@ -36,7 +36,15 @@
     const lines = [...card.figures, ...card.knobs].map(([name, text]) => literal(`${name}: ${text}`));
     return [`<b>trial ${trial}</b> ${literal(card.state)}`, ...lines].join("<br>");
   };
+  // Plotly takes a second to start: the text is read before. The page's policy knows the script by its hash.
+  const start = () => {
+    if (window.Plotly) return;
+    const script = document.createElement("script");
+    script.textContent = document.getElementById("plotly").textContent;
+    document.head.append(script);
+  };
   const draw = (place) => {
+    start();
     // Paper is narrower than the screen, and a resize would come after the print.
     const paper = root.classList.contains("print");
     const width = paper ? (place.closest(".panels") ? 220 : 680) : undefined;

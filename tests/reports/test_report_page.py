@@ -64,19 +64,20 @@ def test_one_file_that_names_no_other(tmp_path: Path, results: StudyResults) -> 
     for tag, attributes in found.tags:
         assert "src" not in attributes and "srcset" not in attributes, tag
         assert (attributes.get("href") or "data:").startswith(("data:", "#")), tag
-    assert [bool(a) for a, content in found.scripts if "plotly.js v" in content] == [False], "plotly is inlined once"
+    plotly = [attributes.get("type") for attributes, content in found.scripts if "plotly.js v" in content]
+    assert plotly == ["text/plain"], "inlined once, and not run before a figure is drawn"
 
 
 def test_sections_come_in_the_order_of_a_decision(tmp_path: Path, results: StudyResults) -> None:
     found = page(tmp_path, results, recommendation(results), evidence(results))
     order = ["Deploy trial 9", "How sure is it", "Baseline against recommended", "Goodput, quality and tail latency",
-             "SLO compliance", "Latency distributions", "Quality by slice", "What each change buys",
+             "Alternatives", "SLO compliance", "Latency distributions", "Quality by slice", "What each change buys",
              "What each knob does", "Robustness", "Verified since", "Course of the study", "Trials",
              "What was measured where", "Doubts and advice"]  # fmt: skip
     places = [found.text.index(order[0])] + [found.text.index(f"\n{heading}\n") for heading in order[1:]]
     assert places == sorted(places)
     links = [a["href"] for tag, a in found.tags if tag == "a"]
-    assert links == [f"#{a['id']}" for tag, a in found.tags if tag == "section"] and len(links) == 14
+    assert links == [f"#{a['id']}" for tag, a in found.tags if tag == "section"] and len(links) == 15
 
 
 def test_every_figure_is_valid_json_with_a_text_alternative(tmp_path: Path, results: StudyResults) -> None:

@@ -1,8 +1,8 @@
 """A report of many trials in the system's Chromium: python -m benchmarks.report [TRIALS].
 
-One JSON object: bytes of the page; seconds to write it, until a fresh tab shows it with the figures in view, if any are,
-and until the first figure was drawn, each with what its main thread had of the processor by then; and until every figure
-was drawn, one after the other.
+One JSON object: bytes of the page; seconds to write it, until a fresh tab shows it with the figures in view (if any),
+and until the first figure was drawn, each with what its main thread had of the processor by then; and until all figures
+were drawn, one after the other.
 """
 
 from __future__ import annotations

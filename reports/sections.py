@@ -69,7 +69,7 @@ def front(rows: Sequence[pareto_front.Row], tail_name: str, feasible: int) -> Se
     quality = Figure(
         "pareto", plots[pareto_front.QUALITY], f"Scatter plot of goodput against quality {label}",
         "Each marker is a measured trial; up and to the right is better. "
-        f"{sum(row.on_front for row in rows)} trials are on the front of all three objectives.",
+        f"On the front of all three objectives: {sum(row.on_front for row in rows)}.",
     )  # fmt: skip
     tail = Figure(
         "tail", plots[pareto_front.TAIL], f"Scatter plot of goodput against {tail_name} {label}",

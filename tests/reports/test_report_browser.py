@@ -118,13 +118,13 @@ def side_by_side(page: Page) -> list[list[str]]:
 def test_two_trials_are_selected_and_compared(report: Visit) -> None:
     page = report.page
     assert side_by_side(page)[0] == ["", "trial 0, baseline", "trial 9, recommended"]
-    page.locator("table.sortable button.select", has_text="14").click()
+    page.locator("#trials button.select", has_text="14").click()
     table = side_by_side(page)
     assert table[0] == ["", "trial 9, recommended", "trial 14"], "the one selected first makes room"
     assert ["kv_cache_dtype", "int8", "float16"] in table and ["kv_window", "none", "none"] in table
     assert page.locator("#compared-trials tr.differs").count() < len(table) - 1
-    assert page.locator("button.select[aria-pressed=true]").count() == 2
-    page.locator("table.sortable button.select", has_text="9 recommended").click()
+    assert page.locator("#trials button.select[aria-pressed=true]").count() == 2
+    page.locator("#trials button.select", has_text="9 recommended").click()
     assert side_by_side(page)[0] == ["", "trial 14"], "a second click lets go"
     ring = "document.querySelector('#plot-pareto').data.find(t => t.name === 'selected')"
     assert page.evaluate(f"[{ring}.x, {ring}.y]") == [[3.9], [1.0]]

@@ -89,7 +89,18 @@ def manifest(target: str, deployment: Deployment) -> str:
     if target == "systemd":
         return _systemd(deployment)
     documents = {"compose": _compose, "kubernetes": _kubernetes, "helm-values": _helm_values}[target](deployment)
-    return yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=False, width=120)
+    return str(yaml.dump_all(documents, Dumper=_Readable, sort_keys=False, allow_unicode=False, width=120))
+
+
+class _Readable(yaml.SafeDumper):
+    """Shows a file within the manifest line by line, where YAML can quote it so."""
+
+
+def _lines(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Readable.add_representer(str, _lines)
 
 
 def _compose(run: Deployment) -> list[dict[str, Any]]:

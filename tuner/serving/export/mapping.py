@@ -60,16 +60,19 @@ def model_limit(config: EngineConfig) -> int:
 
 
 def sequences_without_window(config: EngineConfig) -> int:
-    """max_num_seqs, or the sequences of full length that the page pool holds once nothing is evicted, if fewer.
+    """max_num_seqs, fewer in the measure that a sequence of full length takes more KV once nothing is evicted; at least
+    as many as the page pool holds of those. Measured batches share the pool: their sequences are seldom of full length.
 
     Raises ValueError when the model's config.json cannot be read.
     """
     if config.kv_window is None:
         return config.max_num_seqs
-    full = config.model_copy(update={"kv_window": None, "kv_heavy_tokens": 0})
     if not config.uses_draft_model:
-        full = full.model_copy(update={"draft_model": None})
-    return max(1, min(config.max_num_seqs, plan_memory(full).sequences))
+        config = config.model_copy(update={"draft_model": None})
+    windowed = plan_memory(config)
+    full = plan_memory(config.model_copy(update={"kv_window": None, "kv_heavy_tokens": 0}))
+    alike = config.max_num_seqs * windowed.sequence_bytes // full.sequence_bytes
+    return max(1, min(config.max_num_seqs, max(alike, full.sequences)))
 
 
 def window_consequence(config: EngineConfig) -> str:
@@ -78,7 +81,7 @@ def window_consequence(config: EngineConfig) -> str:
     held = min(limit, (config.kv_window or limit) + config.kv_sink_tokens + config.kv_heavy_tokens)
     return (
         f"Without it a sequence may hold {limit} tokens of KV instead of {held} ({limit / held:.3g}x), so "
-        f"{sequences_without_window(config)} of {config.max_num_seqs} sequences fit the same memory; quality is "
+        f"{sequences_without_window(config)} of {config.max_num_seqs} sequences share the same memory; quality is "
         "expected no lower than measured."
     )
 
@@ -101,7 +104,7 @@ def batch_without_window(engine: str) -> Rule:
     def rule(config: EngineConfig) -> Mapped:
         if config.kv_window is None:
             return Mapped("exact", "Sequences that run at once.", config.max_num_seqs)
-        note = f"Measured with {config.max_num_seqs} and kv_window, which {engine} lacks; as many as fit without it."
+        note = f"Measured with {config.max_num_seqs} and kv_window, which {engine} lacks; as many as share the memory without it."
         return Mapped("approximate", note, sequences_without_window(config))
 
     return rule

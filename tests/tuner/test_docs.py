@@ -13,8 +13,10 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 import yaml
 from typer.testing import CliRunner
 
@@ -35,6 +37,27 @@ def commands(document: str) -> list[str]:
     text = (ROOT / "docs" / document).read_text("utf-8")
     blocks = re.findall(r"^( *)```sh\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
     return [line.strip() for _, block in blocks for line in block.splitlines() if line.strip()]
+
+
+def shown() -> Iterator[tuple[str, str]]:
+    """Every command line of README and docs, with the document that shows it; continued lines are joined."""
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = path.read_text("utf-8").replace("\\\n", " ")
+        lines = re.findall(r"^ {4,}(tune [a-z][^\n#]*)", text, re.MULTILINE)
+        for line in dict.fromkeys(lines):
+            if not re.match(r"tune \w+(\.py)?  |tune [a-z ]+ [A-Z]+\b", line):
+                yield path.name, " ".join(line.split())
+
+
+@pytest.mark.parametrize(("document", "line"), list(shown()))
+def test_every_command_shown_parses(document: str, line: str) -> None:
+    """The options and arguments of what other documents show exist; the two above are run."""
+    command: Any = typer.main.get_command(app)
+    name, words = "tune", shlex.split(line)[1:]
+    while hasattr(command, "commands"):
+        assert words and words[0] in command.commands, f"{document}: {line}"
+        name, command, words = f"{name} {words[0]}", command.commands[words[0]], words[1:]
+    command.make_context(name, words)  # raises where an option or argument does not exist
 
 
 @pytest.fixture(scope="module")

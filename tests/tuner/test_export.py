@@ -119,7 +119,7 @@ CASES: list[tuple[str, dict[str, Any], str, str | None, Any, str]] = [
     ("the window has no flag", {"kv_window": 124}, "kv_window", None, None, "none"),
     ("without the window fewer sequences fit: 1 MiB holds 4 of 2048 tokens", {"kv_window": 124,
      "kv_cache_memory_bytes": 2**20}, "max_num_seqs", "max-num-seqs", 4, "approximate"),
-    ("a batch that shares the pool shrinks as a sequence grows: from 22 pages (sinks 1, window and step 20, alignment 1) to 128",
+    ("a batch that shares the pool shrinks as a sequence grows: from 1 + 20 + 1 pages to 128",
      {"kv_window": 124, "kv_cache_memory_bytes": 2**20, "max_num_seqs": 64, "prefill_chunk_size": 198,
       "max_num_batched_tokens": 512}, "max_num_seqs", "max-num-seqs", 64 * 22 // 128, "approximate"),
     ("without the window all fit", {"kv_window": 124}, "max_num_seqs", "max-num-seqs", 8, "approximate"),

@@ -17,6 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # importing what draws boxes around the help took half of its time
 )
 app.command()(study.init)
 app.command()(study.run)

@@ -104,7 +104,7 @@ def batch_without_window(engine: str) -> Rule:
     def rule(config: EngineConfig) -> Mapped:
         if config.kv_window is None:
             return Mapped("exact", "Sequences that run at once.", config.max_num_seqs)
-        note = f"Measured with {config.max_num_seqs} and kv_window, which {engine} lacks; as many as share the memory without it."
+        note = f"Measured with {config.max_num_seqs} and kv_window, which {engine} lacks; as many as share the pool."
         return Mapped("approximate", note, sequences_without_window(config))
 
     return rule

@@ -175,7 +175,10 @@ def test_hostile_strings_stay_text(tmp_path: Path) -> None:
              "figure", "figcaption", "script", "code", "button", "nav", "ol", "a", "pre"}  # fmt: skip
     assert {tag for tag, _ in found.tags} <= known
     assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
-    assert len([1 for attributes, _ in found.scripts if not attributes]) == 2
+    kinds = [attributes.get("type") for attributes, _ in found.scripts]
+    assert (kinds.count(None), kinds.count("text/plain")) == (1, 1) and set(kinds) == {
+        None, "text/plain", "application/json",
+    }, "the page's own, and Plotly"  # fmt: skip
     assert all((a.get("href") or "").startswith("#") for tag, a in found.tags if tag == "a")
     for payload in payloads:
         assert payload in found.text, payload

@@ -8,10 +8,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from benchmarks.search_finals import Candidate, choose, claim, estimates, next_replay
 from benchmarks.search_strategies import Outcome, Strategy
 from benchmarks.search_table import MAXIMIZE, Knobs, Replay, Table
 from search_spaces.space import key
+from tuner.finals import Candidate, choose, claimed, estimates, next_replay
 from tuner.pareto import hypervolume
 from tuner.proposals import ln_capacities, slope_of
 
@@ -184,7 +184,7 @@ def without_finals(done: Race, trials: int) -> Recommended:
 
 
 def with_finals(done: Race, trials: int) -> Recommended:
-    """After so many trials the candidates race, by benchmarks.search_finals."""
+    """After so many trials the candidates race, as those of a study do (tuner.finals)."""
     outcomes, table = done.outcomes[: trials + 1], done.bench.table
     bench = Bench(table, done.bench.seed + 1_000_000, done.bench.noisy)
     bench.seconds = done.steps[min(trials, len(done.steps) - 1)].seconds
@@ -204,7 +204,7 @@ def with_finals(done: Race, trials: int) -> Recommended:
         candidates[at] = replace(candidates[at], replays=(*candidates[at].replays, (table.ladder[rung], found.worst)))
     chosen = choose(candidates, slope)
     assert chosen is not None
-    rung = claim(estimates(candidates, slope)[chosen], table.ladder)
+    rung = claimed(candidates[chosen], estimates(candidates, slope)[chosen], table.ladder)
     near = min((at for one, at in seen if one == chosen), key=lambda at: (abs(at - rung), at))
     goodput = statistics.fmean(seen[chosen, near]) * min(table.ladder[max(rung, 0)] / table.ladder[near], 1.0)
     return Recommended(feasible[candidates[chosen].number].knobs, rung, goodput, bench.seconds)

@@ -50,6 +50,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "tuner.serving.measurement",
         CONFIG,
     ),
+    "tuner.finals": (),
     "tuner.threshold": (),
     "tuner.capacity": (
         "tuner.threshold",

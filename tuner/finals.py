@@ -1,4 +1,4 @@
-"""Finals: who is measured again, and what may then be claimed.
+"""Finals: who is replayed again, and what may then be claimed. Pure functions; tuner/validation.py replays.
 
 A replay at time scale s whose worst SLO constraint is v puts the capacity of its configuration at ln s - v / slope.
 Repeats go where the doubt about the winner is (OCBA: Chen et al., Discrete Event Dynamic Systems 10, 2000); the choice
@@ -110,9 +110,8 @@ def next_replay(
         return index, _rung(found[index].mean, ladder)
     best = max(standing, key=lambda i: found[i].mean)
     if decided(list(found.values())) >= CONFIDENCE:
-        claimed = claim(found[best], ladder)
-        at_claim = sum(scale == ladder[claimed] for scale, _ in candidates[best].replays)
-        return None if claimed < 0 or at_claim else (best, claimed)
+        rung = unconfirmed(candidates[best], found[best], ladder)
+        return None if rung is None else (best, rung)
     wanted = allocation(list(found.values()), spent + 1)
     lack = {i: want - found[i].count for i, want in zip(standing, wanted, strict=True)}
     index = max(standing, key=lambda i: lack[i])
@@ -132,6 +131,43 @@ def claim(found: Estimate, ladder: Sequence[float]) -> int:
     spread = found.deviation * math.sqrt(1 + 1 / max(found.count, 1))
     bound = found.mean - float(t.ppf(CONFIDENCE, degrees)) * spread
     return max((rung for rung, scale in enumerate(ladder) if math.log(scale) <= bound), default=-1)
+
+
+def claimed(one: Candidate, found: Estimate, ladder: Sequence[float]) -> int:
+    """The rung that a candidate is worth: claim()'s, or the next below it at which its replays did not mostly miss. At
+    the lowest, which has none below it to claim, the median decides. -1 when not even that is held."""
+    rung = _claim_or_lowest(found, ladder)
+    while rung >= 0 and (held := _held(one, ladder[rung])) and not mostly(held):
+        rung -= 1
+    return rung
+
+
+def unconfirmed(one: Candidate, found: Estimate, ladder: Sequence[float]) -> int | None:
+    """The rung that is claimed and was not replayed, or missed in one replay of which two of three have to decide."""
+    rung = _claim_or_lowest(found, ladder)
+    while rung >= 0:
+        held = _held(one, ladder[rung])
+        if not held or (held.count(False) == 1 and held.count(True) <= 1):
+            return rung
+        if mostly(held):
+            return None
+        rung -= 1
+    return None
+
+
+def mostly(held: Sequence[bool]) -> bool:
+    """More than half: one slow replay of three decides nothing."""
+    return 2 * sum(held) > len(held)
+
+
+def _claim_or_lowest(found: Estimate, ladder: Sequence[float]) -> int:
+    rung = claim(found, ladder)
+    return 0 if rung < 0 and found.mean >= math.log(ladder[0]) else rung
+
+
+def _held(one: Candidate, scale: float) -> list[bool]:
+    """Whether the replays at this time scale held."""
+    return [value <= 0 for at, value in one.replays if at == scale]
 
 
 def _rung(ln_scale: float, ladder: Sequence[float]) -> int:

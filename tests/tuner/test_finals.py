@@ -7,18 +7,19 @@ import random
 
 import pytest
 
-from benchmarks.search_finals import (
+from tests.fakes import cases
+from tuner.finals import (
     FIRST_REPLAYS,
     Candidate,
     Estimate,
     allocation,
     choose,
     claim,
+    claimed,
     decided,
     estimates,
     next_replay,
 )
-from tests.fakes import cases
 
 LADDER = [round(1.15**step, 4) for step in range(12)]
 SLOPE = 3.0
@@ -75,6 +76,41 @@ def test_what_is_claimed_is_below_the_mean_and_grows_with_evidence() -> None:
     assert claim(Estimate(at, 0.01, 20), LADDER) == 6
     assert claim(Estimate(at, 0.05, 1), LADDER) < claim(Estimate(at, 0.05, 30), LADDER) == 6
     assert claim(Estimate(-1.0, 0.05, 3), LADDER) == -1
+
+
+CLAIMS = [
+    ("as the bound says", replayed(0, *[(LADDER[6], -0.6)] * 3), 6),
+    (
+        "one slow replay of three at the rung decides nothing",
+        replayed(0, *[(LADDER[6], -0.8)] * 2, (LADDER[6], 0.9)),
+        6,
+    ),
+    ("two of three do", replayed(0, *[(LADDER[9], 0.3)] * 3, (LADDER[6], -0.5), *[(LADDER[6], 0.1)] * 2), 5),
+    ("at the lowest rung the median decides", replayed(0, *[(LADDER[0], -0.1)] * 2, (LADDER[0], 0.9)), 0),
+    ("not even that is held", replayed(0, *[(LADDER[0], 0.1)] * 3), -1),
+]
+
+
+@pytest.mark.parametrize(("candidate", "rung"), cases(CLAIMS))
+def test_the_rung_that_is_claimed(candidate: Candidate, rung: int) -> None:
+    assert claimed(candidate, estimates([candidate], SLOPE)[0], LADDER) == rung
+
+
+AT_THE_CLAIM = [
+    ("nothing yet", [], 8),
+    ("it holds", [-0.4], None),
+    ("one miss may be a slow moment", [0.5], 8),
+    ("so may one of two", [0.5, -0.4], 8),
+    ("two of three hold", [0.5, -0.4, -0.4], None),
+    ("two misses are none", [0.5, 0.5], 7),
+]
+
+
+@pytest.mark.parametrize(("violations", "rung"), cases(AT_THE_CLAIM))
+def test_the_winner_is_replayed_where_it_claims(violations: list[float], rung: int | None) -> None:
+    fast = replayed(0, *[(LADDER[9], -0.05)] * 6, *[(LADDER[8], value) for value in violations])
+    turn = next_replay([fast, replayed(1, *[(LADDER[1], 0.0)] * 3)], LADDER, SLOPE, 20)
+    assert turn == (None if rung is None else (0, rung))
 
 
 def test_each_comes_at_least_so_often_and_the_doubtful_pair_gets_the_rest() -> None:

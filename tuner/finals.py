@@ -20,6 +20,9 @@ FIRST_REPLAYS = 3
 CONFIDENCE = 0.95
 PRIOR_SD, PRIOR_DEGREES, OUTLIER = 0.05, 3.0, 2.0
 """Noise of one replay in ln load before any repeat, and the degrees of freedom that it counts for."""
+SLOW = 0.3
+"""ln load below what the search saw, two rungs, to which first readings may send the next: one may have met a
+slow moment, and far below the knee latency says little of the capacity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,7 @@ def next_replay(
     lacking = [index for index in standing if found[index].count < FIRST_REPLAYS]
     if lacking:
         index = min(lacking, key=lambda i: (found[i].count, -found[i].mean))
-        return index, _rung(found[index].mean, ladder)
+        return index, _rung(max(found[index].mean, candidates[index].expected - SLOW), ladder)
     best = max(standing, key=lambda i: found[i].mean)
     if decided(list(found.values())) >= CONFIDENCE:
         rung = unconfirmed(candidates[best], found[best], ladder)
@@ -147,7 +150,7 @@ def unconfirmed(one: Candidate, found: Estimate, ladder: Sequence[float]) -> int
     rung = _claim_or_lowest(found, ladder)
     while rung >= 0:
         held = _held(one, ladder[rung])
-        if not held or (held.count(False) == 1 and held.count(True) <= 1):
+        if not held or undecided(held):
             return rung
         if mostly(held):
             return None
@@ -158,6 +161,11 @@ def unconfirmed(one: Candidate, found: Estimate, ladder: Sequence[float]) -> int
 def mostly(held: Sequence[bool]) -> bool:
     """More than half: one slow replay of three decides nothing."""
     return 2 * sum(held) > len(held)
+
+
+def undecided(held: Sequence[bool]) -> bool:
+    """One replay missed, which may be a slow moment of the machine: two of three decide."""
+    return held.count(False) == 1 and held.count(True) <= 1
 
 
 def _claim_or_lowest(found: Estimate, ladder: Sequence[float]) -> int:

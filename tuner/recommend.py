@@ -13,12 +13,15 @@ from tuner.reasons import bought, changes, cliffs, excluded, quality_of, why
 from tuner.results import StudyResults, TrialResult, ValidationResult
 from tuner.scored import cost_of
 from tuner.scoring.metrics import Interval
-from tuner.worth import Proven, holding, proven
+from tuner.serving.measurement import Purpose
+from tuner.worth import Proven, proven, shown, tested
 
 RULE = (
     "Among the configurations that meet every SLO and quality floor (and held them when measured again, if any did): "
     "the largest lower 95 % bound of goodput at the highest load that each holds; of one that was measured again, on "
-    "the window where that is least. Those on the Pareto front whose goodput intervals reach that bound are tied; the "
+    "the window where that is least. Finalists race: the load that one is worth is the highest that a further replay "
+    "would hold with probability 0.95, and the one with the largest lower bound of capacity goes on to held-out "
+    "traffic, where it must hold too. Those on the Pareto front whose goodput intervals reach that bound are tied; the "
     "tie goes to the larger smallest SLO margin (in steps of 0.05), then to higher quality (in steps of 0.005), then "
     "to fewer changes from the baseline. A feasible baseline is kept unless the goodput interval lies above the "
     "baseline's."
@@ -26,7 +29,7 @@ RULE = (
 MARGIN_STEP = 0.05
 QUALITY_STEP = 0.005
 AT_RECORDED_RATE = " at the recorded rate"
-TESTING = ("recorded_rate", "holdout", "repeat")
+TESTING: tuple[Purpose, ...] = ("recorded_rate", "holdout", "repeat")
 """Purposes of the measurements that test a candidate after the search."""
 
 
@@ -71,7 +74,7 @@ def recommend(results: StudyResults) -> Recommendation:
         return _abstain(results)
     missed, validated, standing = _missed_validations(results), _validated(results), held(results)
     worth = {trial.number: proven(results, trial) for trial in (results.baseline, *feasible) if trial.traffic}
-    stood = [trial for trial in feasible if trial.number in standing]
+    stood = _furthest(results, [trial for trial in feasible if trial.number in standing])
     candidates = _better_than_baseline(stood or feasible, results.baseline, worth, missed)
     kept = not candidates
     ranked = _ranked(candidates or stood or feasible, results.baseline, worth)
@@ -127,6 +130,12 @@ def held(results: StudyResults) -> set[int]:
     return _validated(results) - _missed_validations(results).keys()
 
 
+def _furthest(results: StudyResults, stood: Sequence[TrialResult]) -> list[TrialResult]:
+    """Of those that held when measured again: those that did so on held-out traffic too, once there is one."""
+    through = [trial for trial in stood if tested(results, trial.number, "holdout")]
+    return through if any(trial.number != results.baseline.number for trial in through) else list(stood)
+
+
 def slo_margin(trial: TrialResult) -> float:
     """The smallest SLO margin: ln(bound / latency) of the class that is closest to its bound; negative when missed."""
     return min(-value for name, value in trial.constraints.items() if name.startswith("slo:"))
@@ -164,15 +173,16 @@ def _validated(results: StudyResults) -> set[int]:
 def _missed_validations(results: StudyResults) -> dict[int, str]:
     """Trial -> in words, how one of its validations failed, or else the worst constraint that it missed wherever it was
     measured for one purpose."""
-    tested: dict[tuple[int, str], list[ValidationResult]] = {}
+    measured_again: dict[tuple[int, str], list[ValidationResult]] = {}
     for validation in results.validations:
         if validation.purpose in TESTING:
-            tested.setdefault((validation.trial, validation.purpose), []).append(validation)
+            measured_again.setdefault((validation.trial, validation.purpose), []).append(validation)
     worst: dict[int, tuple[float, str]] = {}
-    for (trial, purpose), measured in tested.items():
-        if holding(measured):
+    for (trial, purpose), measured in measured_again.items():
+        misses = [one for one in measured if not one.holds]
+        if not misses or shown(results, trial, purpose) is not None:
             continue
-        lowest = min(measured, key=lambda one: (one.time_scale, one.holds))
+        lowest = min(misses, key=lambda one: one.time_scale)
         name, value = max(lowest.constraints.items(), key=lambda item: item[1])
         if value > worst.get(trial, (0.0, ""))[0]:
             where = f"window {lowest.window!r} at {lowest.time_scale:g}x ({purpose})"

@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 from tuner.pareto import non_dominated
-from tuner.scored import representative, score
+from tuner.scored import representative, score, worst_slo
 from tuner.scoring.metrics import TrafficMetrics
 from tuner.scoring.probes import ProbeRecord
 from tuner.scoring.quality import QualityScore
@@ -42,7 +42,8 @@ class TrialResult:
     constraints: signed, <= 0 is feasible, keys "slo:<class>" and "quality:<slice>". reason: typed reason of a failure
     or of an early stop. seconds: where the trial's time went, all its replays together. time_scale: of the replay that
     it is scored by, the highest that it held, or else the lowest that it was tried at; missed_scale: the lowest above
-    it, if any, at which it did not hold. engine_metrics: of that replay, see Measurement.
+    it, if any, at which it did not hold. engine_metrics: of that replay, see Measurement. rungs: (time scale, worst SLO
+    constraint) of all its replays in order, but those that a doubt disqualifies.
     """
 
     number: int
@@ -59,6 +60,7 @@ class TrialResult:
     on_front: bool = False
     time_scale: float | None = None
     missed_scale: float | None = None
+    rungs: tuple[tuple[float, float], ...] = ()
     engine_metrics: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -67,7 +69,7 @@ class ValidationResult:
     """A measurement outside the search: calibration, recorded_rate, holdout or repeat, of one trial's configuration.
 
     trial: number of the trial whose configuration was measured, or in an ablation or a scenario a variation of it; then
-    window says which.
+    window says which. created: UTC, ISO 8601.
     """
 
     trial: int
@@ -76,11 +78,17 @@ class ValidationResult:
     time_scale: float
     traffic: TrafficMetrics
     constraints: Mapping[str, float]
+    created: str = ""
 
     @property
     def holds(self) -> bool:
         """Every constraint does."""
         return all(value <= 0 for value in self.constraints.values())
+
+    @property
+    def worst_slo(self) -> float:
+        """The largest SLO constraint."""
+        return worst_slo(self.constraints)
 
     @property
     def misses_quality(self) -> bool:
@@ -129,7 +137,6 @@ def load_results(store: Store, study: str, spec: StudySpec | None = None) -> Stu
         if stored.measurement.purpose in TRIALS:
             by_trial.setdefault(stored.trial, []).append(stored.measurement)
     validations = _validations(measured, reference, used)
-    held = {(v.trial, v.purpose) for v in validations}
     failures = {failure.trial: failure for failure in store.failures(study)}
     trials = [
         _trial(t, by_trial.get(t.number, []), failures.get(t.number), reference, used) for t in store.trials(study)
@@ -143,9 +150,18 @@ def load_results(store: Store, study: str, spec: StudySpec | None = None) -> Stu
         time_scale=info.time_scale or 1.0,
         environment=measured[0].measurement.environment if measured else {},
         provenance=info.provenance,
-        validation_failures=tuple(f for f in store.validation_failures(study) if (f.trial, f.purpose) not in held),
+        validation_failures=_standing(store.validation_failures(study), validations),
         search_end=search_end(store, study),
     )
+
+
+def _standing(
+    failures: Sequence[ValidationFailure], validations: Sequence[ValidationResult]
+) -> tuple[ValidationFailure, ...]:
+    """The last failure of each trial and purpose, unless a later measurement has made up for it."""
+    measured = {(v.trial, v.purpose): v.created for v in validations}
+    last = {(f.trial, f.purpose): f for f in failures}
+    return tuple(f for key, f in last.items() if f.created > measured.get(key, ""))
 
 
 def search_end(store: Store, study: str) -> Stop | None:
@@ -173,7 +189,7 @@ def _trial(
 def _measured(
     number: int, measured: Sequence[Measurement], reference: Sequence[ProbeRecord], spec: StudySpec
 ) -> TrialResult:
-    measurement, scored, missed = representative(measured, reference, spec)
+    measurement, scored, missed, rungs = representative(measured, reference, spec)
     found = tuple(str(doubt) for doubt in scored.doubts)
     seconds = Counter[str]()
     for one in measured:
@@ -197,6 +213,7 @@ def _measured(
         doubts=found,
         time_scale=measurement.time_scale,
         missed_scale=missed,
+        rungs=rungs,
         engine_metrics=measurement.engine_metrics,
     )
 
@@ -238,5 +255,5 @@ def _validations(
         # The calibration precedes every trial and runs the baseline, which is trial 0.
         trial = stored.trial if stored.trial is not None else 0
         where = (measurement.purpose, measurement.window, measurement.time_scale)
-        found.append(ValidationResult(trial, *where, scored.traffic, scored.constraints))
+        found.append(ValidationResult(trial, *where, scored.traffic, scored.constraints, stored.created))
     return tuple(found)

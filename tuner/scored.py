@@ -37,6 +37,11 @@ class Scored:
         return disqualifying(self.doubts)
 
     @property
+    def worst_slo(self) -> float:
+        """The largest SLO constraint."""
+        return worst_slo(self.constraints)
+
+    @property
     def feasible(self) -> bool:
         """Every constraint holds, none of them for want of probes, and the figures are the configuration's."""
         return (
@@ -76,6 +81,11 @@ def score(measurement: Measurement, reference: Sequence[ProbeRecord], spec: Stud
     )
 
 
+def worst_slo(constraints: Mapping[str, float]) -> float:
+    """The largest of the SLO constraints."""
+    return max(value for name, value in constraints.items() if name.startswith("slo:"))
+
+
 def slo_of(bounds: SLOSpec) -> SLO:
     """The study file's bounds in the words of scoring."""
     return SLO(**bounds.model_dump())
@@ -94,16 +104,17 @@ def floor_of(spec: StudySpec, slice_name: str) -> Floor:
 
 def representative(
     measured: Sequence[Measurement], reference: Sequence[ProbeRecord], spec: StudySpec
-) -> tuple[Measurement, Scored, float | None]:
-    """The replay that a trial is scored by, its scores, and its missed_scale: see TrialResult."""
+) -> tuple[Measurement, Scored, float | None, tuple[tuple[float, float], ...]]:
+    """The replay that a trial is scored by, its scores, its missed_scale and its rungs: see TrialResult."""
     scored = [(measurement, score(measurement, reference, spec)) for measurement in measured]
     sound = [pair for pair in scored if pair[1].disqualified is None]
+    rungs = tuple((one.time_scale, found.worst_slo) for one, found in sound)
     if not sound:
-        return *scored[-1], None
+        return *scored[-1], None, rungs
     held = [pair for pair in sound if pair[1].feasible]
     if held:
         best = max(held, key=lambda pair: pair[0].time_scale)
     else:
         best = min(reversed(sound), key=lambda pair: pair[0].time_scale)
     above = [m.time_scale for m, found in sound if not found.feasible and m.time_scale > best[0].time_scale]
-    return *best, min(above) if held and above else None
+    return *best, min(above) if held and above else None, rungs

@@ -9,7 +9,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -202,12 +202,14 @@ class Store:
 
     def save_validation_failure(self, study: str, failure: ValidationFailure) -> None:
         """Keep that a configuration failed when it was measured again; its trial stays what it was."""
-        self._insert(schema.validation_failures, {"study_id": self._study(study).id, **asdict(failure)})
+        row = {name: value for name, value in asdict(failure).items() if name != "created"}
+        self._insert(schema.validation_failures, {"study_id": self._study(study).id, **row})
 
     def validation_failures(self, study: str) -> tuple[ValidationFailure, ...]:
         """All failed validations of a study in the order in which they were saved."""
         rows = self._rows(schema.validation_failures, study)
-        return tuple(ValidationFailure(r.trial, r.purpose, r.window, r.time_scale, r.reason, r.detail) for r in rows)
+        names = tuple(field.name for field in fields(ValidationFailure))
+        return tuple(ValidationFailure(*(getattr(row, name) for name in names)) for row in rows)
 
     def save_verification(self, study: str, done: StoredVerification) -> None:
         """Keep what a verification was about, once its measurements are kept."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
@@ -66,7 +66,8 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class ValidationFailure:
-    """A measurement after the search that the engine did not survive. reason: typed, see tuner.errors."""
+    """A measurement after the search that the engine did not survive. reason: typed, see tuner.errors. created: UTC,
+    ISO 8601, set by the store."""
 
     trial: int
     purpose: Purpose
@@ -74,6 +75,7 @@ class ValidationFailure:
     time_scale: float
     reason: str
     detail: str
+    created: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from tuner.scoring.probes import ProbeRecord
 from tuner.serving.measurement import Measurement
 from tuner.spec import StudySpec, flat, parse_spec, read_mapping
 from tuner.store import Store
-from tuner.worth import holding
+from tuner.worth import shown, tested
 
 SECTIONS = ("slos", "quality", "tail", "cost")
 FLOORS = ("floors", "default_floor")
@@ -166,9 +166,10 @@ def _missed(new: StudyResults, before: Recommendation) -> dict[str, float]:
     number = before.trial.number
     measured = [trial.constraints for trial in new.trials if trial.number == number]
     for purpose in TESTING:
-        tests = [v for v in new.validations if (v.trial, v.purpose) == (number, purpose)]
-        if tests and not holding(tests):
-            measured.append(min(tests, key=lambda test: test.time_scale).constraints)
+        tests = tested(new, number, purpose)
+        if tests and shown(new, number, purpose) is None:
+            misses = (test for test in tests if not test.holds)
+            measured.append(min(misses, key=lambda test: test.time_scale).constraints)
     missed: dict[str, float] = {}
     for constraints in measured:
         missed |= {name: max(value, missed.get(name, 0.0)) for name, value in constraints.items() if value > 0}

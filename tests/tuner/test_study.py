@@ -225,7 +225,8 @@ def test_a_finalist_is_worth_what_it_holds_on_the_held_out_window(
     monkeypatch.setattr(FakeTestbed, "measure", harder)
     space = {"parameters": {"kv_cache_dtype": {"type": "choice", "choices": ["auto", "int8"]}}}
     testbed = run(small(tmp_path, trials=1, traffic=auto(tmp_path), search_space=space), store)
-    assert scales(testbed, "holdout") == [1.0, 1.521, 1.322]
+    # From what the race lets it claim; a miss is believed when a second replay misses. Then the baseline.
+    assert scales(testbed, "holdout") == [1.521, 1.521, 1.322, 1.0, 1.0]
     best = recommend(load_results(store, "fake"))
     assert best.deployable and "at 1.32x the recorded rate" in best.verdict
     goodput = next(gain for gain in best.gains if gain.name == "goodput")

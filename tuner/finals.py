@@ -20,9 +20,9 @@ FIRST_REPLAYS = 3
 CONFIDENCE = 0.95
 PRIOR_SD, PRIOR_DEGREES, OUTLIER = 0.05, 3.0, 2.0
 """Noise of one replay in ln load before any repeat, and the degrees of freedom that it counts for."""
-SLOW = 0.3
-"""ln load below what the search saw, two rungs, to which first readings may send the next: one may have met a
-slow moment, and far below the knee latency says little of the capacity."""
+SLOW = 0.14
+"""ln load below what the search saw, one rung, to which first readings may send the next: one may have met a slow
+moment, and far below the knee latency says little of the capacity."""
 
 
 @dataclass(frozen=True, slots=True)

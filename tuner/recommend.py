@@ -14,7 +14,7 @@ from tuner.results import StudyResults, TrialResult, ValidationResult
 from tuner.scored import cost_of
 from tuner.scoring.metrics import Interval
 from tuner.serving.measurement import Purpose
-from tuner.worth import Proven, proven, shown, tested
+from tuner.worth import Proven, proven, replays_of, shown
 
 RULE = (
     "Among the configurations that meet every SLO and quality floor (and held them when measured again, if any did): "
@@ -132,7 +132,7 @@ def held(results: StudyResults) -> set[int]:
 
 def _furthest(results: StudyResults, stood: Sequence[TrialResult]) -> list[TrialResult]:
     """Of those that held when measured again: those that did so on held-out traffic too, once there is one."""
-    through = [trial for trial in stood if tested(results, trial.number, "holdout")]
+    through = [trial for trial in stood if replays_of(results, trial.number, "holdout")]
     return through if any(trial.number != results.baseline.number for trial in through) else list(stood)
 
 

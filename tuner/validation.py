@@ -19,7 +19,7 @@ from tuner.recommend import TESTING, held, recommend
 from tuner.results import StudyResults, load_results
 from tuner.serving.measurement import Purpose
 from tuner.stored import ValidationFailure
-from tuner.worth import LADDER, climbs, field, shown, tested
+from tuner.worth import LADDER, climbs, field, replays_of, shown
 
 DESCENT = 3
 """Rungs that a finalist may fall on one window; one that holds even less was no finalist."""
@@ -85,7 +85,7 @@ def _out(results: StudyResults, number: int) -> bool:
 
 
 def _lost(results: StudyResults, number: int, purpose: Purpose) -> bool:
-    found = tested(results, number, purpose)
+    found = replays_of(results, number, purpose)
     if not found or shown(results, number, purpose) is not None:
         return False
     enough = len(found) >= FIRST_REPLAYS if purpose == "repeat" else next_scale(results, number, purpose) is None
@@ -130,7 +130,7 @@ def next_scale(results: StudyResults, number: int, purpose: Purpose) -> float | 
     At one load a miss of what held in the search is believed when two of three replays miss; then it goes down the
     ladder.
     """
-    found = tested(results, number, purpose)
+    found = replays_of(results, number, purpose)
     if any((one.trial, one.purpose) == (number, purpose) for one in results.validation_failures):
         return None
     if not found:
@@ -175,7 +175,7 @@ def _measure(bench: Bench, results: StudyResults, turn: Turn) -> None:
     first repeat asks the probes of the last gate and checks the speculation; what it found holds for the others."""
     config = bench.plan.config(results.trials[turn.trial].knobs)
     window = "holdout" if turn.purpose == "holdout" else "tune"
-    first = turn.purpose == "repeat" and not tested(results, turn.trial, "repeat")
+    first = turn.purpose == "repeat" and not replays_of(results, turn.trial, "repeat")
     bench.report.begin(f"{turn.purpose.replace('_', ' ')} of trial {turn.trial}")
     bench.report.at(turn.time_scale)
     load = bench.plan.load(window, turn.time_scale)

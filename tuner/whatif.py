@@ -15,7 +15,7 @@ from tuner.scoring.probes import ProbeRecord
 from tuner.serving.measurement import Measurement
 from tuner.spec import StudySpec, flat, parse_spec, read_mapping
 from tuner.store import Store
-from tuner.worth import shown, tested
+from tuner.worth import replays_of, shown
 
 SECTIONS = ("slos", "quality", "tail", "cost")
 FLOORS = ("floors", "default_floor")
@@ -166,7 +166,7 @@ def _missed(new: StudyResults, before: Recommendation) -> dict[str, float]:
     number = before.trial.number
     measured = [trial.constraints for trial in new.trials if trial.number == number]
     for purpose in TESTING:
-        tests = tested(new, number, purpose)
+        tests = replays_of(new, number, purpose)
         if tests and shown(new, number, purpose) is None:
             misses = (test for test in tests if not test.holds)
             measured.append(min(misses, key=lambda test: test.time_scale).constraints)

@@ -27,7 +27,7 @@ class Proven:
 
 def proven(results: StudyResults, trial: TrialResult) -> Proven:
     """See Proven; of a trial that held on no window again, or never was measured again: what the search measured."""
-    purposes = [purpose for purpose in ("repeat", "holdout") if tested(results, trial.number, purpose)]
+    purposes = [purpose for purpose in ("repeat", "holdout") if replays_of(results, trial.number, purpose)]
     found = [one for purpose in purposes if (one := shown(results, trial.number, purpose)) is not None]
     if found and len(found) == len(purposes):
         return min(found, key=lambda one: (one.time_scale, one.goodput.value))
@@ -35,7 +35,7 @@ def proven(results: StudyResults, trial: TrialResult) -> Proven:
     return Proven(trial.traffic.goodput, trial.time_scale or results.time_scale, "tune")
 
 
-def tested(results: StudyResults, number: int, purpose: str) -> list[ValidationResult]:
+def replays_of(results: StudyResults, number: int, purpose: str) -> list[ValidationResult]:
     """The measurements of a trial's configuration for one purpose."""
     return [one for one in results.validations if (one.trial, one.purpose) == (number, purpose)]
 
@@ -46,7 +46,7 @@ def shown(results: StudyResults, number: int, purpose: str) -> Proven | None:
     Repeats of the finals: what they let it claim (finals.claimed), no more than it was replayed at. Otherwise the
     highest load at which most replays held.
     """
-    found = tested(results, number, purpose)
+    found = replays_of(results, number, purpose)
     if any(one.misses_quality for one in found):
         return None
     if purpose == "repeat" and climbs(results) and len(found) >= FIRST_REPLAYS:
@@ -71,7 +71,7 @@ def holding(validations: Sequence[ValidationResult]) -> list[ValidationResult]:
 def field(results: StudyResults) -> tuple[list[Candidate], float]:
     """Every measured trial as a candidate of the finals: the capacity that its climb promised, and its replays since;
     and the growth of a violation per unit of ln load. Of the baseline the calibration is part of its climb."""
-    calibration = tuple((one.time_scale, one.worst_slo) for one in tested(results, 0, "calibration"))
+    calibration = tuple((one.time_scale, one.worst_slo) for one in replays_of(results, 0, "calibration"))
     climbed = [trial for trial in results.trials if trial.rungs]
     rungs = [(*(calibration if trial.number == 0 else ()), *trial.rungs) for trial in climbed]
     expected = ln_capacities(rungs)[0] if rungs else ()
@@ -79,7 +79,7 @@ def field(results: StudyResults) -> tuple[list[Candidate], float]:
         Candidate(
             trial.number,
             float(capacity),
-            tuple((one.time_scale, one.worst_slo) for one in tested(results, trial.number, "repeat")),
+            tuple((one.time_scale, one.worst_slo) for one in replays_of(results, trial.number, "repeat")),
         )
         for trial, capacity in zip(climbed, expected, strict=True)
     ], slope_of(rungs)

@@ -22,7 +22,7 @@ from tuner.spec import StudySpec
 from tuner.store import Store
 from tuner.study import run_study
 from tuner.validation import REPLAYS_EACH, next_turn
-from tuner.worth import proven, shown, tested
+from tuner.worth import proven, replays_of, shown
 
 SPACE = {"parameters": {"max_num_seqs": {"type": "choice", "choices": [16, 14, 12, 11]}}}
 """The fake serves 9.6, 8.4, 7.2 and 6.6 requests/s with these; with int8 (fixed here) 1.5 times as many."""
@@ -178,7 +178,7 @@ def test_at_one_load_two_of_three_replays_decide(tmp_path: Path, store: Store, m
     run(spec, store, slow)
     results = load_results(store, "fake")
     number = by_seqs(results, 16)
-    assert len(tested(results, number, "repeat")) == (3 if holds else 2)
+    assert len(replays_of(results, number, "repeat")) == (3 if holds else 2)
     assert (number in held(results)) == holds
 
 

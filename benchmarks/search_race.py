@@ -12,6 +12,7 @@ from benchmarks.search_strategies import Outcome, Strategy
 from benchmarks.search_table import MAXIMIZE, Knobs, Replay, Table
 from search_spaces.space import key
 from tuner.finals import Candidate, choose, claimed, estimates, next_replay
+from tuner.ladder import knee_of, next_look
 from tuner.pareto import hypervolume
 from tuner.proposals import ln_capacities, slope_of
 
@@ -103,35 +104,34 @@ def race(table: Table, strategy: Strategy, seed: int, trials: int) -> Race:
     return Race(bench, outcomes, steps)
 
 
+def recorded(table: Table) -> int:
+    """The rung nearest to the recorded rate, at which a study's ladder begins."""
+    return min(range(len(table.ladder)), key=lambda rung: abs(math.log(table.ladder[rung])))
+
+
 def _baseline(bench: Bench) -> Outcome:
-    """As a study finds its load: from the rung nearest to the recorded rate strides double until one misses, then
-    halve (tuner.knee); the outcome is that of the highest rung held."""
-    ladder, knobs, start = bench.table.ladder, bench.table.baseline, bench.seconds
-    first = min(range(len(ladder)), key=lambda rung: abs(math.log(ladder[rung])))
-    low, stride, tried = first - 1, 1, dict[int, Replay]()
-    while low + stride < len(ladder):
-        tried[low + stride] = bench.replay(knobs, low + stride)
-        if tried[low + stride].worst > 0:
-            break
-        low, stride = low + stride, 1 if low < first else 2 * stride
-    high = min(low + stride, len(ladder))
-    while high - low > 1:
-        middle = (low + high) // 2
-        tried[middle] = bench.replay(knobs, middle)
-        low, high = (low, middle) if tried[middle].worst > 0 else (middle, high)
-    told = tried[max(low, first)]
+    """As a study finds its load (tuner.knee); the outcome is that of the highest rung held."""
+    knobs, start, first = bench.table.baseline, bench.seconds, recorded(bench.table)
+    ladder, replays = bench.table.ladder[first:], dict[int, list[Replay]]()
+    found: dict[int, list[float]] = {}
+    while (rung := next_look(found, len(ladder))) is not None:
+        replays.setdefault(rung, []).append(bench.replay(knobs, first + rung))
+        found.setdefault(rung, []).append(replays[rung][-1].worst)
+    knee = knee_of(found)
+    told = min(replays[max(knee, 0)], key=lambda replay: replay.worst)
     quality, floors = bench.quality(knobs)
-    rungs = [(ladder[at], tried[at].worst) for at in sorted(tried)]
-    held = low if low >= first and max(floors.values()) <= 0 else -1
+    rungs = [(ladder[rung], replay.worst) for rung in sorted(replays) for replay in replays[rung]]
+    held = first + knee if knee >= 0 and max(floors.values()) <= 0 else -1
     return Outcome(
         knobs, told.goodput, quality, told.tail, {**told.constraints, **floors}, rungs, held, bench.seconds - start
     )
 
 
 def incumbent(outcomes: Sequence[Outcome]) -> Outcome | None:
-    """The feasible one with the highest rung, then the largest goodput: what a study recommends without finals."""
+    """The feasible one with the highest rung, then the largest SLO margin there: what a study recommends without finals
+    (tuner.recommend.RULE)."""
     feasible = [outcome for outcome in outcomes if outcome.held >= 0]
-    return max(feasible, key=lambda outcome: (outcome.held, outcome.goodput), default=None)
+    return max(feasible, key=lambda outcome: (outcome.held, -outcome.worst_slo), default=None)
 
 
 def regret(table: Table, knobs: Knobs | None) -> float:

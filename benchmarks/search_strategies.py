@@ -39,6 +39,10 @@ class Outcome:
     seconds: float
 
     @property
+    def worst_slo(self) -> float:
+        return max(value for name, value in self.constraints.items() if name.startswith("slo:"))
+
+    @property
     def feasible(self) -> bool:
         return bool(self.constraints) and max(self.constraints.values()) <= 0
 

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from tuner import ladder
 from tuner.bench import Bench
 from tuner.outcome import disqualifying_doubt, slo_violation
 from tuner.serving.measurement import Measurement
-
-CONFIRMATIONS = 2
-"""Replays that must miss, of one more than that: one slow second of the machine is not the knee."""
-STRIDE = 8
-"""Rungs that one step may go up at most, to three times the load: far below the knee latency hardly depends on it."""
 
 
 def time_scale(bench: Bench) -> float:
@@ -35,32 +28,16 @@ def time_scale(bench: Bench) -> float:
 
 
 def _highest_held(bench: Bench, done: dict[float, list[Measurement]]) -> int:
-    """The rung, -1 if not even the recorded rate is held. Each step goes where what the last held one had to spare
-    would be used up if latency grew in proportion to load; it grows faster near the knee, so that few fall short."""
-    low, high, stride = -1, ladder.RUNGS + 1, 1
-    while high - low > 1:
-        rung = min(low + stride, high - 1)
-        violation = _violation(bench, ladder.scale(rung), done)
-        if violation > 0:
-            high = rung
-        else:
-            low, stride = rung, max(min(int(-violation / math.log(ladder.RATIO)), STRIDE), 1)
-        if high - low <= stride:
-            stride = max((high - low) // 2, 1)
-    return low
-
-
-def _violation(bench: Bench, scale: float, done: dict[float, list[Measurement]]) -> float:
-    """The baseline's worst SLO constraint at `scale`, positive when it misses: it holds if the first replay does,
-    otherwise the majority of three decides. Replays that are lacking are measured."""
-    found: list[float] = []
-    replays = done[scale]
-    while sum(value > 0 for value in found) < CONFIRMATIONS:
-        if len(found) == len(replays):
-            bench.report.begin(f"calibration x{scale:g}" + (", again" if found else ""))
-            config, load = bench.plan.config(bench.plan.baseline), bench.plan.load("tune", scale)
-            replays.append(bench.measure(None, config, load, "calibration"))
-        found.append(slo_violation(bench.plan, replays[len(found)]))
-        if found[0] <= 0 or sum(value <= 0 for value in found) == CONFIRMATIONS:
-            return max(value for value in found if value <= 0)
-    return max(found)
+    """The rung, -1 if not even the recorded rate is held. Replays that are lacking are measured."""
+    found = {
+        rung: [slo_violation(bench.plan, replay) for replay in done[ladder.scale(rung)]]
+        for rung in range(ladder.RUNGS + 1)
+        if done[ladder.scale(rung)]
+    }
+    while (rung := ladder.next_look(found, ladder.RUNGS + 1)) is not None:
+        scale = ladder.scale(rung)
+        bench.report.begin(f"calibration x{scale:g}" + (", again" if rung in found else ""))
+        config, load = bench.plan.config(bench.plan.baseline), bench.plan.load("tune", scale)
+        measured = bench.measure(None, config, load, "calibration")
+        found.setdefault(rung, []).append(slo_violation(bench.plan, measured))
+    return ladder.knee_of(found)

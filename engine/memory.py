@@ -19,6 +19,10 @@ SCALED = ("fp8_e4m3", "int8", "int4")
 _SCALE_BYTES = 4
 
 
+class DoesNotFit(ValueError):
+    """One line: what is needed, and what there is."""
+
+
 @dataclass(frozen=True, slots=True)
 class PoolPlan:
     """kv_dtype: as stored. page_bytes: one page of all layers, keys, values and scales, the draft model's included."""
@@ -32,9 +36,9 @@ class PoolPlan:
         return self.page_bytes * self.pages
 
     def check(self, available: int) -> None:
-        """Raises ValueError when `available` bytes do not hold the pool."""
+        """Raises DoesNotFit when `available` bytes do not hold the pool."""
         if self.pool_bytes > available:
-            raise ValueError(f"kv_cache_memory_bytes: the pages need {self.pool_bytes} bytes, there are {available}")
+            raise DoesNotFit(f"kv_cache_memory_bytes: the pages need {self.pool_bytes} bytes, there are {available}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +61,9 @@ class MemoryPlan:
         return self.weight_bytes + self.draft_weight_bytes + self.pool.pool_bytes
 
     def check(self, available: int) -> None:
-        """Raises ValueError (one line) when the configuration needs more than `available` bytes."""
+        """Raises DoesNotFit when the configuration needs more than `available` bytes."""
         if self.total_bytes > available:
-            raise ValueError(
+            raise DoesNotFit(
                 f"memory: needs {self.total_bytes} bytes (weights {self.weight_bytes}, draft "
                 f"{self.draft_weight_bytes}, pages {self.pool.pool_bytes}), there are {available}"
             )
@@ -68,7 +72,7 @@ class MemoryPlan:
 def plan_memory(config: EngineConfig, compute_dtype: str = "float32") -> MemoryPlan:
     """The plan of `config` from its checkpoints' config.json alone. compute_dtype: what dtype "auto" becomes.
 
-    Raises ValueError for a config.json that cannot be read or served and a pool that holds no page.
+    Raises ValueError for a config.json that cannot be read or served, DoesNotFit for a pool that holds no page.
     """
     dtype = compute_dtype if config.dtype == "auto" else config.dtype
     precision = (dtype, config.weight_dtype, config.weight_group_size, config.device != "cuda")
@@ -96,14 +100,15 @@ def plan_memory(config: EngineConfig, compute_dtype: str = "float32") -> MemoryP
 
 
 def plan_pool(config: EngineConfig, shapes: Sequence[ModelConfig], compute_dtype: str) -> PoolPlan:
-    """The pages that kv_cache_memory_bytes buys. Raises ValueError when it buys none or the shape does not allow it."""
+    """The pages that kv_cache_memory_bytes buys. Raises DoesNotFit when it buys none, ValueError when the shape does
+    not allow the dtype."""
     dtype = compute_dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
     for shape in shapes:
         if dtype == "int4" and (shape.head_dim < 2 or shape.head_dim & (shape.head_dim - 1)):
             raise ValueError(f"kv_cache_dtype: int4 needs a head_dim that is a power of two, given {shape.head_dim}")
     page = sum(2 * s.layers * page_bytes(dtype, config.block_size, s.kv_heads, s.head_dim) for s in shapes)
     if (pages := config.kv_cache_memory_bytes // page) < 1:
-        raise ValueError(f"kv_cache_memory_bytes: {config.kv_cache_memory_bytes} holds no page; one takes {page} bytes")
+        raise DoesNotFit(f"kv_cache_memory_bytes: {config.kv_cache_memory_bytes} holds no page; one takes {page} bytes")
     return PoolPlan(dtype, page, pages)
 
 

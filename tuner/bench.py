@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tuner.early_stop import hopeless
+from tuner.environment import device_bytes
 from tuner.errors import LaunchError, SpeculationLossy
 from tuner.outcome import Reporter, disqualifying_doubt
 from tuner.plan import Plan
@@ -32,25 +34,33 @@ again, perhaps other requests."""
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """The engine under test, what is to be measured on it, and where the results go."""
+    """The engine under test, what is to be measured on it, and where the results go. machine: what it runs on, see
+    tuner.environment."""
 
     plan: Plan
     store: Store
     testbed: Testbed
     report: Reporter
     renew_lease: Callable[[], None]
+    machine: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def study_name(self) -> str:
         return self.plan.spec.name
+
+    def check_fits(self, config: ServingConfig) -> None:
+        """Raises DoesNotFit for what takes more memory than the machine has, ConfigRejected for what nothing runs."""
+        adapters.check_fits(config, *device_bytes(self.machine))
 
     def measure(
         self, trial: int | None, config: ServingConfig, load: Load, purpose: Purpose, final: bool | None = None
     ) -> Measurement:
         """Measure and store; once more where the figures are not the configuration's (see disqualifying_doubt), which
         may be so for the second time too. final: ask all probes and check the speculation, as a repeat does by default;
-        a verification asks all probes afresh, or none. Raises ServingError when the engine fails.
+        a verification asks all probes afresh, or none. Raises ServingError when the engine fails, and before it is
+        asked where it cannot run the configuration.
         """
+        self.check_fits(config)
         final = purpose == "repeat" if final is None else final
         checked = self._check_speculation(config) if final else ()
         measured = self._measure(trial, config, load, purpose, checked, final)

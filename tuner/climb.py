@@ -20,7 +20,6 @@ from tuner.errors import LaunchError, ServingError
 from tuner.outcome import Outcome, broken, failed, judge
 from tuner.scored import representative
 from tuner.scoring.probes import ProbeRecord
-from tuner.serving import adapters
 from tuner.serving.config import ServingConfig
 from tuner.serving.measurement import Measurement, Purpose
 
@@ -52,7 +51,6 @@ class Climb:
         start = time.monotonic()
         self.bench.renew_lease()  # outside: a lease that another runner has taken over is no failure of this trial
         try:
-            adapters.engine_config(config)
             return self._baseline(config, scale) if number == 0 else self._trial(number, config, scale)
         except LaunchError as error:
             return broken(error.reason, str(error), time.monotonic() - start)

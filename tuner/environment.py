@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 PACKAGES = ("servetune", "torch", "triton", "optuna", "numpy", "aiohttp")
 COMMAND_SECONDS = 5.0
+MIB = 2**20
 MODEL_FILES = ("*.safetensors", "*.json")
 
 
@@ -29,6 +31,16 @@ def environment() -> dict[str, Any]:
         "gpus": _gpus(),
         **_commit(),
     }
+
+
+def device_bytes(machine: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Memory of the host and of its largest GPU, as `environment` told them; None for what there is not or is not
+    known: a GPU that shares the host's memory tells no size."""
+    sizes = [line.rsplit(",", 1)[-1].split() for line in machine.get("gpus", ())]
+    if not sizes:
+        return machine.get("memory_bytes"), None
+    gpus = [int(size[0]) * MIB for size in sizes if len(size) == 2 and size[0].isdigit() and size[1] == "MiB"]
+    return (machine.get("memory_bytes"), max(gpus)) if gpus else (None, None)
 
 
 def cpu_pressure() -> float | None:

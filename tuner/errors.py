@@ -8,7 +8,8 @@ ServingError                 the engine under test failed; ends the trial, never
 ├── EngineHung               no progress before the deadline
 ├── SpeculationLossy         speculation changes greedy answers
 ├── Doubtful                 it was measured, but not it: see docs/metrics.md, doubts
-└── ConfigRejected           the engine says that this configuration cannot run
+├── ConfigRejected           the engine says that this configuration cannot run
+└── DoesNotFit               arithmetic says that it takes more memory than there is: no engine was asked
 """
 
 from __future__ import annotations
@@ -60,3 +61,9 @@ class ConfigRejected(ServingError):
     """The engine says that this configuration cannot run."""
 
     reason = "config_rejected"
+
+
+class DoesNotFit(ServingError):
+    """Weights and pages take more memory than the machine has."""
+
+    reason = "does_not_fit"

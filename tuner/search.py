@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,8 @@ from tuner.stopping import Stop, decided, plateau
 MODELLED = 150
 """Trials up to which our own model proposes; beyond, where fitting it takes long, multivariate TPE does."""
 RE_ASKS = 20
-"""How often a proposal of TPE that was tried before is thrown away before a random one takes its place."""
+"""How often a proposal of TPE that was tried before is thrown away before a random one takes its place, and one that
+does not fit before it is a trial."""
 SEED_STRIDE = 10_007
 RUNGS = "rungs"
 """Trial attribute: [time scale, worst SLO constraint] of each replay of its climb, in order."""
@@ -48,11 +49,13 @@ SECONDS = "measured_seconds"
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A trial to measure. knobs: active parameters only. replicate: a configuration that was tried before."""
+    """A trial to measure. knobs: active parameters only. replicate: a configuration that was tried before. refused:
+    proposals before it that do not fit."""
 
     trial: optuna.Trial
     knobs: Mapping[str, Any]
     replicate: bool
+    refused: int = 0
 
 
 def open_sampler() -> optuna.samplers.BaseSampler:
@@ -66,19 +69,33 @@ def directions() -> list[StudyDirection]:
 
 
 def ask(
-    study: optuna.Study, space: SearchSpace, baseline: Mapping[str, Any], seed: int, startup_trials: int
+    study: optuna.Study,
+    space: SearchSpace,
+    baseline: Mapping[str, Any],
+    seed: int,
+    startup_trials: int,
+    fits: Callable[[Mapping[str, Any]], bool] = lambda knobs: True,
 ) -> Proposal:
-    """The next trial: an enqueued one if there is any, otherwise what an arm proposes from the finished trials."""
+    """The next trial: an enqueued one if there is any, otherwise what an arm proposes from the finished trials.
+
+    A proposal that does not fit counts as a crash to the model and costs no trial; after RE_ASKS of them the next one
+    is a trial whatever it is.
+    """
+    refused: list[Mapping[str, Any]] = []
     trials = study.get_trials(deepcopy=False)
     tried = {key(space.active(t.params)) for t in trials if t.state.is_finished() and not _interrupted(t)}
     if not any(trial.state == TrialState.WAITING for trial in trials):
         arm = arm_of(sum(trial.state in SEARCHED for trial in trials), startup_trials)
         proposed = _propose(arm, trials, space, baseline, tried, seed)
+        while not fits(proposed.knobs) and len(refused) < RE_ASKS:
+            refused.append(proposed.knobs)
+            left_out = tried | {key(knobs) for knobs in refused}
+            proposed = _propose(arm, trials, space, baseline, left_out, seed, refused)
         attributes = {ARM: arm} if proposed.hope is None else {ARM: arm, HOPE: proposed.hope}
         study.enqueue_trial(proposed.knobs, user_attrs=attributes)
     trial = study.ask()
     knobs = suggest(trial, space)
-    return Proposal(trial, knobs, replicate=key(knobs) in tried)
+    return Proposal(trial, knobs, replicate=key(knobs) in tried, refused=len(refused))
 
 
 def suggest(trial: optuna.Trial, space: SearchSpace) -> dict[str, Any]:
@@ -148,15 +165,16 @@ def _propose(
     baseline: Mapping[str, Any],
     tried: Collection[str],
     seed: int,
+    refused: Sequence[Mapping[str, Any]] = (),
 ) -> Proposed:
-    """Knob values that were not tried, or after too many repeats some that were."""
+    """Knob values that were not tried, or after too many repeats some that were. refused: they cannot run."""
     # Interrupted trials were asked again: counting them would let a resumed study draw other numbers.
     own_seed = seed * SEED_STRIDE + sum(not _interrupted(trial) for trial in trials)
     finished = [trial for trial in trials if trial.state in SEARCHED]
     if arm != "model" or len(finished) <= MODELLED:
-        return propose(
-            arm, space, baseline, [_seen(trial, space) for trial in finished], tried, random.Random(own_seed)
-        )
+        seen = [_seen(trial, space) for trial in finished]
+        seen += [Seen(knobs, None, 0.0, 0.0, None) for knobs in refused]
+        return propose(arm, space, baseline, seen, tried, random.Random(own_seed))
     shadow = optuna.create_study(directions=directions(), sampler=_tpe(own_seed))
     shadow.add_trials(finished)
     for _ in range(RE_ASKS):

@@ -136,7 +136,9 @@ class BudgetSpec(_Section):
     )
     plateau: bool = Field(True, description="End the search also when it finds nothing better, or expects nothing.")
     finalists: int = Field(
-        2, ge=0, description="Candidates measured again, also on the held-out window; when none holds, the next are."
+        2,
+        ge=0,
+        description="Candidates that race, measured again; the winner is measured on the held-out window too.",
     )
     examine: bool = Field(True, description="Measure what each change buys, and what is next to the recommendation.")
 

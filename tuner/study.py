@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import optuna
@@ -13,7 +14,7 @@ from engine.profile import Profile
 from tuner import search, stopping
 from tuner.bench import Bench
 from tuner.climb import TIME_SCALE, Climb, incumbent_scale
-from tuner.errors import LaunchError
+from tuner.errors import ConfigRejected, DoesNotFit, LaunchError
 from tuner.examination import examine
 from tuner.guide import Guide
 from tuner.knee import time_scale
@@ -65,7 +66,7 @@ def run_study(
     plan = make_plan(spec)
     _open_study(plan, store, environment, resume)
     with held_lease(store, spec.name) as renew:
-        session = Session(Bench(plan, store, testbed, report, renew), _optuna_study(plan, store))
+        session = Session(Bench(plan, store, testbed, report, renew, environment), _optuna_study(plan, store))
         try:
             reference = session.bench.reference()
             _reconcile(session, reference)
@@ -172,7 +173,11 @@ def _search(
             study.enqueue_trial(dict(knobs))
     in_a_row = 0
     while (why := _stop(session)) is None:
-        proposal = search.ask(study, plan.space, plan.baseline, spec.seed, spec.budget.startup_trials)
+        proposal = search.ask(
+            study, plan.space, plan.baseline, spec.seed, spec.budget.startup_trials, partial(_fits, session.bench)
+        )
+        if proposal.refused:
+            session.bench.report.note(f"{proposal.refused} proposals left out: they do not fit in memory")
         told = study.get_trials(deepcopy=False)
         session.bench.report.begin(f"trial {proposal.trial.number} ({search.searched(told) + 1}/{spec.budget.trials})")
         config = plan.config(proposal.knobs)
@@ -188,6 +193,17 @@ def _search(
             raise LaunchError(f"{in_a_row} trials in a row broke; the last: {outcome.reason}: {outcome.detail}")
     _ends(session, why)
     session.bench.report.note(f"the search ended: {stopping.WORDS[why]}")
+
+
+def _fits(bench: Bench, knobs: Mapping[str, Any]) -> bool:
+    """By arithmetic; what else is wrong with a configuration is its trial's outcome."""
+    try:
+        bench.check_fits(bench.plan.config(knobs))
+    except DoesNotFit:
+        return False
+    except ConfigRejected:
+        return True
+    return True
 
 
 def _ends(session: Session, why: stopping.Stop) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from engine.config import EngineConfig, ReconfigurationCost, knobs, parse_config
-from engine.memory import plan_memory
-from tuner.errors import ConfigRejected
+from engine.memory import DoesNotFit as PlanDoesNotFit
+from engine.memory import MemoryPlan, plan_memory
+from tuner.errors import ConfigRejected, DoesNotFit
 from tuner.serving.config import ServingConfig
 
 BUNDLED_COMMAND = (sys.executable, "-m", "engine", "--drain-timeout", "0")
@@ -111,11 +112,36 @@ def memory(config: ServingConfig, gpu: bool) -> Memory:
 
     Raises ValueError when the configuration or its checkpoint's config.json cannot be read.
     """
-    engine = parse_config(config.values, source=f"engine {config.engine}")
-    on_gpu = engine.device == "cuda" or (engine.device == "auto" and gpu)
-    placed = engine.model_copy(update={"device": "cuda" if on_gpu else "cpu"})
-    plan = plan_memory(placed, "bfloat16" if on_gpu else "float32")
+    plan = _plan(parse_config(config.values, source=f"engine {config.engine}"), gpu)
     return Memory(plan.weight_bytes + plan.draft_weight_bytes, plan.pool.pool_bytes, plan.sequence_bytes)
+
+
+def check_fits(config: ServingConfig, host_bytes: int | None, gpu_bytes: int | None) -> None:
+    """Raises DoesNotFit when weights and pages take more than the device has; None: what it has is not known.
+
+    Activations are not counted, so what passes may still run out of memory. A checkpoint whose config.json the planner
+    cannot read is left for the engine to judge.
+    """
+    engine, gpu = engine_config(config), gpu_bytes is not None
+    available = gpu_bytes if _on_gpu(engine, gpu) else host_bytes
+    try:
+        plan = _plan(engine, gpu)
+        if available is not None:
+            plan.check(available)
+    except PlanDoesNotFit as error:
+        raise DoesNotFit(str(error)) from None
+    except (ValueError, OSError):
+        return
+
+
+def _on_gpu(engine: EngineConfig, gpu: bool) -> bool:
+    return engine.device == "cuda" or (engine.device == "auto" and gpu)
+
+
+def _plan(engine: EngineConfig, gpu: bool) -> MemoryPlan:
+    on_gpu = _on_gpu(engine, gpu)
+    placed = engine.model_copy(update={"device": "cuda" if on_gpu else "cpu"})
+    return plan_memory(placed, "bfloat16" if on_gpu else "float32")
 
 
 def write_config(config: ServingConfig, directory: Path) -> Path:

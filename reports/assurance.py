@@ -77,7 +77,7 @@ def percent_sure(probability: float) -> str:
 
 def _again(results: StudyResults, chosen: TrialResult) -> Row:
     rows = [row for row in scenarios.info(results, chosen.number) if row.trial == chosen.number]
-    tested = scenarios.decisive(row for row in rows if row.scenario != scenarios.SEARCHED and not row.varied)
+    tested = scenarios.decided(row for row in rows if row.scenario != scenarios.SEARCHED and not row.varied)
     question = "Does it hold when measured again?"
     if not tested:
         return Row(question, "not tried", False, "it was not measured again after the search")

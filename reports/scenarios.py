@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
+from reports.deciding import decisive
 from reports.style import BASELINE, COLOURS, RECOMMENDED, SKY, SYMBOLS, figure
 from reports.text import interval, number, plain, plotly_text
 from tuner.results import StudyResults, TrialResult, ValidationResult
@@ -65,15 +66,12 @@ def calibration(results: StudyResults) -> tuple[Row, ...]:
     return tuple(_validated(one, {0: BASELINE}) for one in results.validations if one.purpose == CALIBRATION)
 
 
-def decisive(rows: Iterable[Row]) -> tuple[Row, ...]:
-    """Of each trial and scenario one row: the highest load that held, or else the lowest that was tried."""
-    found: dict[tuple[str, int], Row] = {}
+def decided(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Of each trial and scenario one row, see reports.deciding."""
+    found: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
-        known = found.setdefault((row.scenario, row.trial), row)
-        higher = row.time_scale > known.time_scale
-        if row.holds > known.holds or (row.holds == known.holds and higher == row.holds):
-            found[row.scenario, row.trial] = row
-    return tuple(found.values())
+        found.setdefault((row.scenario, row.trial), []).append(row)
+    return tuple(decisive(replays) for replays in found.values())
 
 
 def _searched(trial: TrialResult, results: StudyResults, roles: dict[int, str]) -> Row:
@@ -115,7 +113,7 @@ def name(scenario: str) -> str:
 
 def plot(rows: Sequence[Row]) -> go.Figure:
     """Goodput with its interval, one line a scenario; what failed is not drawn."""
-    drawn = [(row, row.goodput) for row in decisive(rows) if row.goodput is not None]
+    drawn = [(row, row.goodput) for row in decided(rows) if row.goodput is not None]
     scenarios = list(dict.fromkeys(row.scenario for row, _ in drawn))
     shown = figure(120 + 46 * len(scenarios), scattermode="group")
     for role in (BASELINE, RECOMMENDED, OTHER):

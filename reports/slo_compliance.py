@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from reports import scenarios
+from reports.deciding import decisive
 from reports.style import BASELINE, COLOURS, GREY, RECOMMENDED, axes, compared, figure
 from reports.text import percent, percent_interval, plain, plotly_text
 from tuner.results import StudyResults
@@ -97,15 +98,12 @@ def same(classes: Sequence[Row], tenants: Sequence[Row]) -> bool:
     return [replace(row, group=CLASS) for row in tenants] == list(classes)
 
 
-def decisive(rows: Iterable[Row]) -> tuple[Row, ...]:
-    """Of each name, condition and role one row: the highest load that held, or else the lowest that was tried."""
-    found: dict[tuple[str, str, str], Row] = {}
+def decided(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Of each name, condition and role one row, see reports.deciding."""
+    found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        known = found.setdefault((row.name, row.condition, row.role), row)
-        higher = row.time_scale > known.time_scale
-        if row.holds > known.holds or (row.holds == known.holds and higher == row.holds):
-            found[row.name, row.condition, row.role] = row
-    return tuple(found.values())
+        found.setdefault((row.name, row.condition, row.role), []).append(row)
+    return tuple(decisive(replays) for replays in found.values())
 
 
 def plot(rows: Sequence[Row]) -> go.Figure:
@@ -119,7 +117,7 @@ def plot(rows: Sequence[Row]) -> go.Figure:
     panels.update_layout(shown.layout)
     panels.update_layout(legend={"y": 1 + 0.1 / len(classes)})
     for position, name in enumerate(classes, start=1):
-        here = decisive(row for row in rows if row.name == name)
+        here = decided(row for row in rows if row.name == name)
         for role in (BASELINE, RECOMMENDED):
             panels.add_trace(_bars([row for row in here if row.role == role], role, position == 1), position, 1)
         for target in {row.target for row in here}:

@@ -200,6 +200,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "tuner.alternatives",
         "tuner.recommend",
         "tuner.worth",
+        "tuner.finals",
         "tuner.pareto",
         "tuner.anova",
         "tuner.stopping",

@@ -68,7 +68,7 @@ def _rotate_store(
     part = tl.program_id(1)
     is_query = part < QUERY_BLOCKS
     is_value = part >= QUERY_BLOCKS + KEY_BLOCKS
-    slot = tl.load(slots + token)
+    slot = tl.load(slots + token).to(tl.int64)
     skipped = tl.where(is_query, 0, tl.where(is_value, QUERY_BLOCKS + KEY_BLOCKS, QUERY_BLOCKS))
     head = (part - skipped) * BLOCK_H + tl.arange(0, BLOCK_H)
     used = head < tl.where(is_query, HEADS, KV_HEADS)
@@ -97,6 +97,8 @@ def _rotate_store(
         found = query + token * (HEADS * D) + head[:, None] * D + d[None, :]
         tl.store(found, low, mask=inside)
         tl.store(found + HALF, high, mask=inside)
+        return
+    if slot < 0:
         return
     page = slot // BLOCK_SIZE
     offset = slot % BLOCK_SIZE
@@ -143,7 +145,7 @@ def rotate_and_store(
 ) -> Tensor:
     """Query rows [T, H, D], rotated, from qkv [T, H + 2 KV, D]; keys and values go to their slots [T].
 
-    angles: cos and sin of each row, [T, 1, D], contiguous. norm: of the query and key heads, weights [H + KV, D].
+    Slot -1: nowhere. angles: cos and sin of each row, [T, 1, D], contiguous. norm: of the query and key heads, weights [H + KV, D].
     """
     tokens, all_heads, head_dim = qkv.shape
     kv_heads, dtype = keys.data.shape[2], keys.dtype

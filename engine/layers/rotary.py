@@ -21,7 +21,7 @@ class RotaryEmbedding:
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of `positions` [T], each [T, 1, head_dim]."""
-        return self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
+        return self.cos.index_select(0, positions).unsqueeze(1), self.sin.index_select(0, positions).unsqueeze(1)
 
 
 def frequencies(rope: Rope, head_dim: int) -> Tensor:

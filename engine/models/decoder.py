@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from engine.kernels.operations import Operations
@@ -46,7 +47,7 @@ class Decoder:
 
     def forward(self, batch: AttentionInput, cache: list[tuple[PagedTensor, PagedTensor]]) -> Tensor:
         """Hidden states [T, hidden] after the final norm; cache: keys and values of each layer."""
-        x = self.embedding[batch.token_ids]
+        x = F.embedding(batch.token_ids, self.embedding)
         angles = self.rotary.at(batch.positions)
         delta = None
         for block, (keys, values) in zip(self.blocks, cache, strict=True):

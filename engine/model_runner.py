@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.config import EngineConfig
+from engine.cuda_graphs import Capture, CudaCapture
 from engine.in_flight import needs_host
 from engine.kernels.operations import Backend, load_operations
 from engine.kernels.reference import PagedTensor
@@ -17,14 +19,14 @@ from engine.kv_cache import narrower
 from engine.layers.attention import Span
 from engine.layers.listing import list_tokens
 from engine.layers.sampler import Listing, log_probabilities
-from engine.layers.upload import upload
 from engine.llm_engine import LLMEngine
 from engine.memory import available_host_bytes, plan_pool
 from engine.models.config import ModelConfig, read_model_config
 from engine.models.size import weight_bytes
+from engine.paged_model import PagedModel
 from engine.runner import Computed, Pending, RowResult
 from engine.sampled_tokens import SampledTokens
-from engine.scheduler import ScheduledSequence
+from engine.scheduler import USUAL_DRAFT_LAG, ScheduledSequence
 from engine.speculative.draft_model import Drafter
 from engine.speculative.prompt_lookup import PromptLookup
 from engine.speculative.proposal import Proposal
@@ -45,9 +47,10 @@ class ModelRunner:
     """Owns the weights and the page pool. num_blocks: pages that kv_cache_memory_bytes buys.
 
     model_window: tokens that the model's own attention sees, or None. compute_dtype: what `dtype` auto became.
+    new_capture: what captures decode steps in place of CUDA graphs; kernels alone can be captured.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, new_capture: Callable[[], Capture] | None = None) -> None:
         torch.set_num_threads(config.num_threads)
         self._device = torch.device(_device_name(config))
         self.asynchronous = self._device.type == "cuda"
@@ -72,8 +75,9 @@ class ModelRunner:
         if config.draft_model is not None and draft_shape is not None:
             self._draft_model = load(Path(config.draft_model), draft_shape)
         self._config = config
+        self._new_capture = new_capture or (CudaCapture if self._device.type == "cuda" else None)
         self._pool_bytes = 0
-        self._cache: Cache = []
+        self._models: list[PagedModel] = []
         self._drafter: Drafter | PromptLookup | None = None
         self._sampled = SampledTokens()
         self._build_cache(config)
@@ -95,6 +99,8 @@ class ModelRunner:
         """
         if self._config.cost_of(config) == "cache":
             self._build_cache(config)
+        elif self._config.max_num_seqs != config.max_num_seqs:
+            self._use_graphs(config)
         self._config = config
 
     def _build_cache(self, config: EngineConfig) -> None:
@@ -107,27 +113,49 @@ class ModelRunner:
             assert self._draft_model is not None, "EngineConfig admits this method only with a draft model"
             shapes.append(self._draft_model.config)
         pool = plan_pool(config, shapes, self.compute_dtype)
+        self._drop_graphs()
         pool.check(self._available_bytes() + self._pool_bytes)
         self._check_pages(pool.kv_dtype)
         self.num_blocks, self._pool_bytes = pool.pages, pool.pool_bytes
         # The old pool goes first: two at once might not fit.
-        self._cache, self._drafter = [], None
+        self._models, self._drafter = [], None
         caches = [self._allocate(shape, pool.kv_dtype, config.block_size) for shape in shapes]
-        self._cache = caches[0]
+        visible = narrower(config.kv_window, config.kv_sink_tokens, self.model_window)
+        sees_all_held = config.kv_heavy_tokens > 0
+        self._models.append(
+            PagedModel(self._model, caches[0], config.block_size, *((None, 0) if sees_all_held else visible))
+        )
         if self._draft_model is not None and len(caches) == 2:
             # The draft sees no more than the target, whose window decides which pages are kept.
-            visible = narrower(*self._visible(config), self._draft_model.config.window)
-            self._drafter = Drafter(self._draft_model, caches[1], config.block_size, *visible)
+            visible = narrower(*visible, self._draft_model.config.window)
+            self._models.append(PagedModel(self._draft_model, caches[1], config.block_size, *visible))
+            self._drafter = Drafter(self._models[1])
         elif config.num_speculative_tokens:
             self._drafter = PromptLookup()
+        self._use_graphs(config)
+
+    def _use_graphs(self, config: EngineConfig) -> None:
+        """For decode, verification, and the draft's catching up and guessing; steps that weigh pages have none."""
+        if self._new_capture is None or self._backend != "triton" or config.enforce_eager or config.kv_heavy_tokens:
+            return
+        capture = self._new_capture()
+        rows = (1 + config.num_speculative_tokens, USUAL_DRAFT_LAG)
+        for paged, most in zip(self._models, rows, strict=False):
+            paged.use_graphs(capture, config.max_num_seqs, most, self.max_model_len)
+
+    def _drop_graphs(self) -> None:
+        """So that their memory counts as free; what is still needed of them is captured again."""
+        if self._new_capture is not None:
+            capture = self._new_capture()
+            for paged in self._models:
+                if paged.graphs is not None:
+                    paged.graphs.restart(capture)
+            torch.cuda.empty_cache()
 
     def _check_pages(self, kv_dtype: str) -> None:
         kernels = self._device.type == "cuda" and self._backend == "triton"
         if kv_dtype == "fp8_e4m3" and kernels and torch.cuda.get_device_capability(self._device) < FP8_CAPABILITY:
             raise ValueError("kv_cache_dtype: fp8_e4m3 in kernels needs a GPU of capability 8.9 or more; use int8")
-
-    def _visible(self, config: EngineConfig) -> tuple[int | None, int]:
-        return narrower(config.kv_window, config.kv_sink_tokens, self.model_window)
 
     def _available_bytes(self) -> int:
         return torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else available_host_bytes()
@@ -148,19 +176,16 @@ class ModelRunner:
             Span(i.sequence, i.start, i.sequence.tokens(i.start, i.start + i.num_tokens) + p.tokens)
             for i, p in zip(step, proposals, strict=True)
         ]
-        config = self._config
-        weigh = config.kv_heavy_tokens > 0  # and then a query sees all that is held
-        visible = (None, 0) if weigh else self._visible(config)
-        batch = self._operations.layout(spans, config.block_size, *visible, self._device, weigh)
-        self._sampled.fill(batch, spans)
-        hidden = self._model.forward(batch, self._cache)
-        rows, counts = _sampled_rows(step, proposals, batch.first_rows)
-        logits = self._model.logits(hidden[upload(rows, self._device)]) if rows else hidden.new_zeros(0, 0)
-        if not needs_host(step, config):
+        weigh = self._config.kv_heavy_tokens > 0
+        prepared = self._models[0].prepare(spans, weigh)
+        self._sampled.fill(prepared.batch, spans)
+        rows, counts = _sampled_rows(step, proposals, prepared.batch.first_rows)
+        logits = self._models[0].logits(prepared.run(), rows)
+        if not needs_host(step, self._config):
             return self._sampled.sample(step, logits, self._operations.sample)
         results = self._choose(step, proposals, logits, counts)
         if weigh:
-            pairs = zip(results, batch.page_masses(), strict=True)
+            pairs = zip(results, prepared.batch.page_masses(), strict=True)
             results = [msgspec.structs.replace(result, page_masses=masses) for result, masses in pairs]
         return Computed(results)
 

@@ -235,6 +235,9 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "torch": (
         "engine.model_runner",
         "engine.sampled_tokens",
+        "engine.paged_model",
+        "engine.cuda_graphs",
+        "engine.static_batch",
         "engine.speculative",
         "engine.checkpoint",
         "engine.packed_weights",

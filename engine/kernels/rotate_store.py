@@ -145,7 +145,8 @@ def rotate_and_store(
 ) -> Tensor:
     """Query rows [T, H, D], rotated, from qkv [T, H + 2 KV, D]; keys and values go to their slots [T].
 
-    Slot -1: nowhere. angles: cos and sin of each row, [T, 1, D], contiguous. norm: of the query and key heads, weights [H + KV, D].
+    Slot -1: nowhere. angles: cos and sin of each row, [T, 1, D], contiguous. norm: of the query and key heads, weights
+    [H + KV, D].
     """
     tokens, all_heads, head_dim = qkv.shape
     kv_heads, dtype = keys.data.shape[2], keys.dtype

@@ -38,8 +38,8 @@ class RaggedBatch:
 
     first_rows: [S + 1], where each begins in the flat rows; some may have none. starts: [S], position of its first row.
     tables: [S, P] page numbers, page_starts: [S, P] the position at which each begins; num_pages: [S], and what stands
-    beyond is never read. All int32. The pages that hold a sequence's rows are the last of its table, and none is missing
-    among them.
+    beyond is never read. All int32. The pages that hold a sequence's rows are the last of its table, and none is
+    missing among them.
     max_rows: of one sequence. window and sinks: the visibility rule of engine.kv_cache, in tokens; window 0: none.
     masses: [S, P], where attention adds what each page drew, or None.
     """

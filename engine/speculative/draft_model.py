@@ -8,31 +8,21 @@ from __future__ import annotations
 from torch import Tensor
 
 from engine.config import EngineConfig
-from engine.kernels.reference import PagedTensor
 from engine.layers.attention import Span
 from engine.layers.penalties import Row, penalise
 from engine.layers.sampler import Stream, draw, probabilities, uniform
-from engine.models.decoder import Decoder
+from engine.layers.upload import upload
+from engine.paged_model import PagedModel
 from engine.scheduler import ScheduledSequence
 from engine.speculative.catching_up import draft_spans
 from engine.speculative.proposal import Proposal
 
 
 class Drafter:
-    """Runs the draft model. cache: its pages; window and sink_tokens as for the target."""
+    """Runs the draft model. paged: with the window and sinks of the target."""
 
-    def __init__(
-        self,
-        model: Decoder,
-        cache: list[tuple[PagedTensor, PagedTensor]],
-        block_size: int,
-        window: int | None,
-        sink_tokens: int,
-    ) -> None:
-        self.model = model
-        self.cache = cache
-        self._block_size = block_size
-        self._geometry = (block_size, window, sink_tokens, model.embedding.device)
+    def __init__(self, paged: PagedModel) -> None:
+        self.paged = paged
 
     def propose(self, step: list[ScheduledSequence], config: EngineConfig) -> list[Proposal]:
         """Guesses for each scheduled sequence, num_drafts of them where it wants any and the draft cache is whole."""
@@ -46,7 +36,9 @@ class Drafter:
                 proposals[span.item].computed = span.end
             ready = [row for row, span in enumerate(found) if span.ready]
             members = [found[row].item for row in ready]
-            self._guess([step[i] for i in members], [proposals[i] for i in members], logits[ready])
+            if len(ready) < len(found):
+                logits = logits[upload(ready, logits.device)]
+            self._guess([step[i] for i in members], [proposals[i] for i in members], logits)
         return proposals
 
     def _guess(self, step: list[ScheduledSequence], proposals: list[Proposal], logits: Tensor) -> None:
@@ -61,10 +53,9 @@ class Drafter:
                 )
 
     def _last_logits(self, spans: list[Span]) -> Tensor:
-        batch = self.model.operations.layout(spans, *self._geometry)
-        hidden = self.model.forward(batch, self.cache)
-        last = [first + len(span.tokens) - 1 for first, span in zip(batch.first_rows, spans, strict=True)]
-        return self.model.logits(hidden[last])
+        prepared = self.paged.prepare(spans)
+        last = [first + len(span.tokens) - 1 for first, span in zip(prepared.batch.first_rows, spans, strict=True)]
+        return self.paged.logits(prepared.run(), last)
 
 
 def _end(item: ScheduledSequence) -> int:

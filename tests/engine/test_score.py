@@ -85,7 +85,7 @@ def test_scores_are_read_from_the_stored_cache(tiny_llama: Path, tokens: list[in
         engine.add("a", prompt, SamplingParams(len(target), logprobs=True, forced=target))
         found = list(engine.step()[0].logprobs)
         if poison:
-            _, values = engine._runner._cache[0]  # type: ignore[attr-defined]
+            _, values = engine._runner._models[0].cache[0]  # type: ignore[attr-defined]
             values.data[engine._sequences["a"].block_table[1]] += 1.0
         while engine.has_work():
             found += [logprob for output in engine.step() for logprob in output.logprobs]

@@ -1,15 +1,16 @@
 """python -m benchmarks.gpu_check: every kernel against its torch twin on a GPU, at sizes that serving has.
 
 Fresh random inputs each time (the seed is in the results), outputs poisoned with NaN before each launch, 32,768 pages.
-Then the engine: greedy tokens of the bundled model on the GPU against the CPU, and all tokens with steps in flight
-against without. Exit 0: all passed; 1: some did not; 2: no GPU. The engine's CUDA graphs are not built, so nothing is
-checked of them.
+Then the engine (benchmarks/gpu/engine_tokens.py): the GPU against the CPU, CUDA graphs against eager steps, steps in
+flight against none. Results are written after each check, so that a run that is ended keeps them. Exit 0: all
+passed; 1: some did not; 2: no GPU.
 """
 
 from __future__ import annotations
 
 import random
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,15 +22,14 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from benchmarks.gpu import engine_tokens
 from benchmarks.gpu_results import require_gpu, write
-from engine.config import EngineConfig
 from engine.kernels import attention, quantized_product, reference, rms_norm, rotate_store, sampling, silu_mul
 from engine.kernels import torch_operations as twin
 from engine.kernels.reference import STORAGE_DTYPES, PagedTensor
 from engine.layers.norm import RMSNorm
 from engine.layers.quantization import quantize_int4, quantize_int8
 from engine.layers.rotary import RotaryEmbedding
-from engine.model_runner import load_engine
 from engine.models.config import Rope
 from engine.sequence import SamplingParams
 from tests.engine.kernels.paged import both_layouts, copied, fill, gaussian, make_spans, row_order
@@ -177,47 +177,6 @@ def check_sampling(device: torch.device, seed: int, rows: int, vocab: int) -> fl
     return int((found != wanted).sum()) / rows
 
 
-def check_engine(dtype: str, requests: int, output: int) -> float:
-    """Share of requests whose greedy tokens on the GPU are not the CPU's."""
-    generator = random.Random(0)
-    prompts = [[generator.randrange(16, 2048) for _ in range(generator.randrange(8, 300))] for _ in range(requests)]
-    answers = []
-    for device in ("cpu", "cuda"):
-        engine = load_engine(EngineConfig(model=str(MINI), device=device, dtype=dtype))
-        for index, prompt in enumerate(prompts):
-            engine.add(str(index), prompt, SamplingParams(max_tokens=output, ignore_eos=True))
-        tokens: list[list[int]] = [[] for _ in prompts]
-        while engine.has_work():
-            for result in engine.step():
-                tokens[int(result.request_id)] += result.tokens
-        answers.append(tokens)
-    return sum(a != b for a, b in zip(*answers, strict=True)) / requests
-
-
-def check_overlap(device: str, dtype: str, requests: int, output: int) -> float:
-    """Share of requests, greedy and sampled ones by turns, whose tokens with steps in flight are not those without.
-
-    Requests join in every other step, so that prompts are chunked beside decodes and batches change.
-    """
-    generator = random.Random(1)
-    prompts = [[generator.randrange(16, 2048) for _ in range(generator.randrange(8, 300))] for _ in range(requests)]
-    answers = []
-    for overlap in (False, True):
-        engine = load_engine(EngineConfig(model=str(MINI), device=device, dtype=dtype, async_scheduling=overlap))
-        tokens: list[list[int]] = [[] for _ in prompts]
-        waiting = list(enumerate(prompts))
-        while waiting or engine.has_work():
-            if waiting and (engine.stats().steps >= 2 * waiting[0][0] or not engine.has_work()):
-                index, prompt = waiting.pop(0)
-                temperature = 0.8 * (index % 2)
-                params = SamplingParams(max_tokens=output, temperature=temperature, top_p=0.9, ignore_eos=True)
-                engine.add(str(index), prompt, params)
-            for result in engine.step():
-                tokens[int(result.request_id)] += result.tokens
-        answers.append(tokens)
-    return sum(a != b for a, b in zip(*answers, strict=True)) / requests
-
-
 @contextmanager
 def poisoned() -> Iterator[None]:
     """Every torch.empty inside holds NaN (whole numbers: the largest), so that what a kernel leaves out shows."""
@@ -245,10 +204,12 @@ def main() -> int:
     device = require_gpu("gpu-check")
     seed = random.SystemRandom().randrange(2**31)
     rows: list[dict[str, Any]] = []
+    stamp = time.strftime("%Y%m%d-%H%M%S")
 
     def note(check: str, error: float, bound: float) -> None:
         rows.append({"check": check, "error": error, "bound": bound, "passed": error <= bound, "seed": seed})
         print(f"{'ok  ' if error <= bound else 'FAIL'} {check}: {error:.3g} (bound {bound:g})", flush=True)
+        write("gpu-check", rows, stamp=stamp)
 
     for case in attention_cases():
         shape = f"{len(case.lengths)} sequences, heads {case.heads}, {case.head_dim}, pages of {case.block_size}"
@@ -265,13 +226,9 @@ def main() -> int:
             for name, error in check_small(compute, device, seed, batch, width=4096).items():
                 note(f"{name}: {batch} rows in {compute}", error, TOLERANCE[compute])
     note("sampling: rows with another token", check_sampling(device, seed, 256, 151_936), 0.005)
-    note("engine, float32: requests with other tokens than on the CPU", check_engine("float32", 64, 64), 0.0)
-    note("engine, bfloat16: requests with other tokens than on the CPU", check_engine("bfloat16", 64, 64), 0.05)
-    for dtype in ("float32", "bfloat16"):
-        # The batches are the same, so rounding is too: nothing may differ.
-        error = check_overlap("cuda", dtype, 64, 64)
-        note(f"engine, {dtype}: requests with other tokens than without a step in flight", error, 0.0)
-    print(write("gpu-check", rows))
+    for name, share, bound in engine_tokens.checks("cuda"):
+        note(f"engine, requests with other tokens: {name}", share, bound)
+    print(write("gpu-check", rows, stamp=stamp))
     return 0 if all(row["passed"] for row in rows) else 1
 
 

@@ -11,6 +11,7 @@ import torch
 from paged import CPU
 
 from benchmarks import gpu_check, gpu_results, gpu_tune
+from benchmarks.gpu import engine_tokens
 from benchmarks.gpu_check import Attention
 from engine.kernels import attention, rms_norm
 
@@ -37,7 +38,16 @@ def test_the_other_checks_pass() -> None:
     assert gpu_check.check_rotate_store("float32", torch.float32, CPU, seed=1, tokens=2) <= bound
     assert max(gpu_check.check_small(torch.float32, CPU, seed=1, rows=1, width=64).values()) <= bound
     assert gpu_check.check_sampling(CPU, seed=1, rows=2, vocab=100) == 0.0
-    assert gpu_check.check_overlap("cpu", "float32", requests=4, output=6) == 0.0
+
+
+def test_the_checks_of_the_engine_pass_on_a_cpu() -> None:
+    found = list(engine_tokens.checks("cpu", requests=4, output=6))
+    assert len(found) == 8 and all(share <= bound for _, share, bound in found)
+
+
+def test_another_answer_is_seen() -> None:
+    int4 = {"device": "cpu", "weight_dtype": "int4"}
+    assert engine_tokens.differing({"device": "cpu"}, int4, sampled=False, requests=4, output=24) > 0
 
 
 @pytest.mark.parametrize(("command", "main"), [("gpu-check", gpu_check.main), ("gpu-tune", gpu_tune.main)])

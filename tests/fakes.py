@@ -46,10 +46,12 @@ class FakeTestbed:
 
     int8 serves 1.5 times as fast and costs 0.001 nats; so do weights of int8 (0.002) and int4 (0.1). The checkpoint
     `small` serves three times as fast (0.003); prompts cut to 64 tokens cost 0.05. A kv_window serves twice as fast and
-    forgets recall probes when it is below 128. `fault` may raise for a configuration and purpose.
+    forgets recall probes when it is below 128. `fault` may raise for a configuration and purpose; `slowness` is how
+    many times as long the machine takes for a request of the nth call (from 1).
     """
 
     fault: Callable[[ServingConfig, str], Exception | None] = lambda config, purpose: None
+    slowness: Callable[[int], float] = lambda call: 1.0
     calls: list[Call] = field(default_factory=list)
     closed: bool = False
 
@@ -66,7 +68,7 @@ class FakeTestbed:
         self.calls.append(Call(purpose, config, load.window, load.time_scale, len(probes or ())))
         if (error := self.fault(config, purpose)) is not None:
             raise error
-        records, stopped = _replay(config, load, stop)
+        records, stopped = _replay(config, load, stop, self.slowness(len(self.calls)))
         return Measurement(
             config=config,
             purpose=purpose,
@@ -96,7 +98,9 @@ class FakeTestbed:
         self.closed = True
 
 
-def _replay(config: ServingConfig, load: Load, stop: Stop | None) -> tuple[tuple[RequestRecord, ...], str | None]:
+def _replay(
+    config: ServingConfig, load: Load, stop: Stop | None, slowness: float
+) -> tuple[tuple[RequestRecord, ...], str | None]:
     values = config.values
     seqs = int(values.get("max_num_seqs", 16))
     pace = 0.6 * min(seqs, 16) * (1.5 if values.get("kv_cache_dtype") == "int8" else 1.0)
@@ -108,7 +112,7 @@ def _replay(config: ServingConfig, load: Load, stop: Stop | None) -> tuple[tuple
     free = 0.0
     for request in load.requests:
         due = request.arrival / load.time_scale
-        free = max(free, due) + 1 / pace
+        free = max(free, due) + slowness / pace
         tokens = request.output_tokens or request.max_tokens
         times = tuple(free + per_token * i for i in range(tokens))
         records.append(_record(request, due, times))
@@ -203,7 +207,7 @@ def write_study(directory: Path, **changes: Any) -> dict[str, Any]:
             }
         },
         "tail": {"slo_class": "chat", "metric": "ttft", "percentile": 95},
-        "budget": {"trials": 12, "startup_trials": 4, "finalists": 1, "examine": False},
+        "budget": {"trials": 12, "startup_trials": 4, "finalists": 1, "examine": False, "sentinel": 0},
     }  # fmt: skip
     return values | changes
 

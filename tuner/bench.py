@@ -27,7 +27,7 @@ LAUNCHES = 2
 STOPPABLE = ("calibration", "trial")
 """What may stop early when its SLOs are out of reach. The baseline and the validations are numbers that people read."""
 
-FRESH = ("calibration", "verify", "ablation", "scenario")
+FRESH = ("calibration", "verify", "ablation", "scenario", "sentinel")
 """What takes no answer from the store and leaves none for others: a calibration asks nothing, and a verification asks
 again, perhaps other requests."""
 

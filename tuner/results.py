@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
+from tuner.drift import watch
 from tuner.pareto import non_dominated
 from tuner.scored import representative, score, worst_slo
 from tuner.scoring.metrics import TrafficMetrics
@@ -137,10 +138,12 @@ def load_results(store: Store, study: str, spec: StudySpec | None = None) -> Stu
         if stored.measurement.purpose in TRIALS:
             by_trial.setdefault(stored.trial, []).append(stored.measurement)
     validations = _validations(measured, reference, used)
+    drifted = watch(measured, used, info.time_scale).affected
     failures = {failure.trial: failure for failure in store.failures(study)}
     trials = [
         _trial(t, by_trial.get(t.number, []), failures.get(t.number), reference, used) for t in store.trials(study)
     ]
+    trials = [_doubted(trial) if trial.number in drifted else trial for trial in trials]
     if not trials:
         raise ValueError(f"study {study!r} has no trials yet; nothing to read")
     return StudyResults(
@@ -216,6 +219,14 @@ def _measured(
         rungs=rungs,
         engine_metrics=measurement.engine_metrics,
     )
+
+
+def _doubted(trial: TrialResult) -> TrialResult:
+    """A trial that was measured while the machine drifted; it was asked again under another number."""
+    return TrialResult(
+        trial.number, "doubtful", trial.knobs, None, {}, None, None, reason="drifted",
+        detail="the machine drifted meanwhile", seconds=trial.seconds, doubts=trial.doubts, time_scale=trial.time_scale,
+    )  # fmt: skip
 
 
 def _failed(failure: Failure) -> TrialResult:

@@ -43,6 +43,8 @@ HOPE = "hope"
 SEARCHED = (TrialState.COMPLETE, TrialState.PRUNED)
 INTERRUPTED = "interrupted"
 """Value of the trial attribute "reason" of a trial whose runner died; its parameters are asked again."""
+DRIFTED = "drifted"
+"""Study attribute: numbers of the trials that a drift of the machine spoiled (tuner.sentinel); asked again."""
 SECONDS = "measured_seconds"
 """Trial attribute of a trial that was told by a later runner than the one that measured it: what measuring took."""
 
@@ -82,7 +84,7 @@ def ask(
     is a trial whatever it is.
     """
     refused: list[Mapping[str, Any]] = []
-    trials = study.get_trials(deepcopy=False)
+    trials = standing(study)
     tried = {key(space.active(t.params)) for t in trials if t.state.is_finished() and not _interrupted(t)}
     if not any(trial.state == TrialState.WAITING for trial in trials):
         arm = arm_of(sum(trial.state in SEARCHED for trial in trials), startup_trials)
@@ -96,6 +98,12 @@ def ask(
     trial = study.ask()
     knobs = suggest(trial, space)
     return Proposal(trial, knobs, replicate=key(knobs) in tried, refused=len(refused))
+
+
+def standing(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials of the study but those that a drift spoiled."""
+    drifted = study.user_attrs.get(DRIFTED, ())
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.number not in drifted]
 
 
 def suggest(trial: optuna.Trial, space: SearchSpace) -> dict[str, Any]:
@@ -119,18 +127,23 @@ def searched(trials: Collection[FrozenTrial]) -> int:
 
 
 def stop(
-    trials: Sequence[FrozenTrial], budget_trials: int, budget_seconds: float | None, knobs: int | None = None
+    trials: Sequence[FrozenTrial],
+    budget_trials: int,
+    budget_seconds: float | None,
+    knobs: int | None = None,
+    drifted: Collection[int] = (),
 ) -> Stop | None:
     """Why the search should end, if it should: its budget, or, given the number of knobs, a plateau or a decision.
 
     Seconds are those spent in finished trials, so that a pause before a resume costs nothing. Optuna's duration of a
     trial whose runner died spans the pause: interrupted trials cost nothing, and one that was measured before and told
-    after it costs its SECONDS.
+    after it costs its SECONDS. drifted: numbers of trials that cost seconds, and are no trials for the rest.
     """
-    ended = [trial for trial in trials if trial.state.is_finished() and not _interrupted(trial)]
-    if searched(trials) >= budget_trials:
+    spent = [trial for trial in trials if trial.state.is_finished() and not _interrupted(trial)]
+    ended = [trial for trial in spent if trial.number not in drifted]
+    if searched(ended) >= budget_trials:
         return "trials"
-    if budget_seconds is not None and sum(_seconds(trial) for trial in ended) >= budget_seconds:
+    if budget_seconds is not None and sum(_seconds(trial) for trial in spent) >= budget_seconds:
         return "seconds"
     if knobs is None:
         return None

@@ -135,6 +135,7 @@ class BudgetSpec(_Section):
         0, ge=0, description="Trials that the simulator proposes after the baseline, and again once it proved right."
     )
     plateau: bool = Field(True, description="End the search also when it finds nothing better, or expects nothing.")
+    sentinel: int = Field(10, ge=0, description="Trials between two replays of the baseline that tell drift; 0: none.")
     finalists: int = Field(
         2,
         ge=0,

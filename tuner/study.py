@@ -22,6 +22,7 @@ from tuner.outcome import Outcome, Reporter, broken
 from tuner.plan import Plan, make_plan
 from tuner.resume import check_unchanged, held_lease
 from tuner.scoring.probes import ProbeRecord
+from tuner.sentinel import keep_watch
 from tuner.serving.config import ServingConfig
 from tuner.serving.measurement import Measurement
 from tuner.serving.testbed import Testbed
@@ -172,13 +173,14 @@ def _search(
         for knobs in [*first, *(guide.first(start) if guide is not None else ())]:
             study.enqueue_trial(dict(knobs))
     in_a_row = 0
+    keep_watch(session.bench, study, start)
     while (why := _stop(session)) is None:
         proposal = search.ask(
             study, plan.space, plan.baseline, spec.seed, spec.budget.startup_trials, partial(_fits, session.bench)
         )
         if proposal.refused:
             session.bench.report.note(f"{proposal.refused} proposals left out: they do not fit in memory")
-        told = study.get_trials(deepcopy=False)
+        told = search.standing(study)
         session.bench.report.begin(f"trial {proposal.trial.number} ({search.searched(told) + 1}/{spec.budget.trials})")
         config = plan.config(proposal.knobs)
         outcome = climb.attempt(proposal.trial.number, config, incumbent_scale(told, start))
@@ -187,6 +189,7 @@ def _search(
         _tell(session, proposal.trial, outcome, config)
         for knobs in guide.told(proposal.knobs, outcome, start) if guide is not None else ():
             study.enqueue_trial(dict(knobs))
+        keep_watch(session.bench, study, start)
         in_a_row = in_a_row + 1 if outcome.state == "broken" else 0
         if in_a_row == MAX_BROKEN:
             _ends(session, "broken")
@@ -214,7 +217,7 @@ def _ends(session: Session, why: stopping.Stop) -> None:
 def _stop(session: Session) -> stopping.Stop | None:
     budget, trials = session.bench.plan.spec.budget, session.study.get_trials(deepcopy=False)
     knobs = len(session.bench.plan.space.parameters) if budget.plateau else None
-    return search.stop(trials, budget.trials, budget.seconds, knobs)
+    return search.stop(trials, budget.trials, budget.seconds, knobs, session.study.user_attrs.get(search.DRIFTED, ()))
 
 
 def _add_baseline(session: Session, climb: Climb, scale: float) -> None:

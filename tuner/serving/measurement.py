@@ -13,7 +13,7 @@ from tuner.traffic.trace import RequestRecord
 
 Purpose = Literal[
     "calibration", "baseline", "trial", "recorded_rate", "holdout", "reference", "repeat", "verify",
-    "ablation", "scenario",
+    "ablation", "scenario", "sentinel",
 ]  # fmt: skip
 DRAFTED, ACCEPTED = "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens"
 """Two of engine_metrics: guessed tokens, and those that stood."""

@@ -5,6 +5,7 @@ The draft model keeps its own keys and values in pages of the same numbers (one 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from engine.config import EngineConfig
@@ -37,7 +38,7 @@ class Drafter:
             ready = [row for row, span in enumerate(found) if span.ready]
             members = [found[row].item for row in ready]
             if len(ready) < len(found):
-                logits = logits[upload(ready, logits.device)]
+                logits = logits[upload(ready, logits.device, torch.int64)]  # perhaps of none
             self._guess([step[i] for i in members], [proposals[i] for i in members], logits)
         return proposals
 

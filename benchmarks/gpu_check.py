@@ -22,7 +22,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import engine_tokens
+from benchmarks.gpu import engine_tokens, host_waits
 from benchmarks.gpu_results import require_gpu, write
 from engine.kernels import attention, quantized_product, reference, rms_norm, rotate_store, sampling, silu_mul
 from engine.kernels import torch_operations as twin
@@ -228,6 +228,8 @@ def main() -> int:
     note("sampling: rows with another token", check_sampling(device, seed, 256, 151_936), 0.005)
     for name, share, bound in engine_tokens.checks("cuda"):
         note(f"engine, requests with other tokens: {name}", share, bound)
+    for speculates in (False, True):
+        note(f"host waits for the GPU before logits, speculates: {speculates}", host_waits.host_waits(speculates), 0.0)
     print(write("gpu-check", rows, stamp=stamp))
     return 0 if all(row["passed"] for row in rows) else 1
 

@@ -3,7 +3,8 @@
 A sentinel is a replay of the baseline at the load that it held when the load was looked for; at time scale s with worst
 SLO constraint v it reads ln s - v / slope. All are at one load, so that readings differ by what the machine became.
 The rule is Shewhart's (Economic Control of Quality of Manufactured Product, 1931; NIST/SEMATECH e-Handbook 6.3.2), with
-a confirmation: a reading further than LIMIT from the median of its era is taken again, and two on one side are a drift.
+a confirmation: a reading further than `limit` from the median of its era is taken again, and two on one side are a
+drift.
 """
 
 from __future__ import annotations
@@ -19,8 +20,6 @@ from tuner.scored import score, worst_slo
 from tuner.spec import StudySpec
 from tuner.stored import StoredMeasurement
 
-LIMIT = 3 * PRIOR_SD
-"""In ln load."""
 MAX_DRIFTS = 3
 """A machine that drifts more often is not steady, and measuring again would not end."""
 
@@ -44,6 +43,11 @@ class Watch:
     affected: tuple[int, ...]
 
 
+def limit(count: int) -> float:
+    """Three standard deviations, in ln load, of a reading against the middle of `count` others."""
+    return 3 * PRIOR_SD * math.sqrt(1 + 1 / count)
+
+
 def detect(readings: Sequence[float]) -> tuple[tuple[Drift, ...], bool]:
     """Drifts among readings of ln capacity in the order in which they were taken, and whether the last is undecided."""
     drifts: list[Drift] = []
@@ -51,14 +55,15 @@ def detect(readings: Sequence[float]) -> tuple[tuple[Drift, ...], bool]:
     pending: int | None = None
     for index, reading in enumerate(readings):
         off = reading - statistics.median(readings[i] for i in era) if era else 0.0
+        beyond = bool(era) and abs(off) > limit(len(era))
         if pending is None:
-            if abs(off) > LIMIT:
+            if beyond:
                 pending = index
             else:
                 era.append(index)
             continue
         first = off - reading + readings[pending]
-        if abs(off) > LIMIT and (off > 0) == (first > 0):
+        if beyond and (off > 0) == (first > 0):
             drifts.append(Drift(era[-1], pending, (off + first) / 2))
             era = [pending, index]
         else:

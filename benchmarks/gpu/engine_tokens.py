@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import EngineConfig
+from engine.llm_engine import LLMEngine
 from engine.model_runner import load_engine
 from engine.sequence import SamplingParams
 
@@ -45,7 +46,11 @@ def differing(one: dict[str, Any], other: dict[str, Any], sampled: bool, request
 
 def answers(settings: dict[str, Any], prompts: list[list[int]], sampled: bool, output: int) -> list[list[int]]:
     """The tokens that an engine of the bundled model with these settings gives each prompt."""
-    engine = load_engine(EngineConfig(model=str(MINI / "mini"), **settings))
+    return served(load_engine(EngineConfig(model=str(MINI / "mini"), **settings)), prompts, sampled, output)
+
+
+def served(engine: LLMEngine, prompts: list[list[int]], sampled: bool, output: int) -> list[list[int]]:
+    """The tokens that an engine gives each prompt."""
     tokens: list[list[int]] = [[] for _ in prompts]
     waiting = list(enumerate(prompts))
     while waiting or engine.has_work():

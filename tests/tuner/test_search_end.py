@@ -76,7 +76,7 @@ def test_every_reader_is_told(tmp_path: Path) -> None:
     assert words in runner.invoke(app, ["recommend", str(tmp_path)]).stdout
     assert runner.invoke(app, ["report", str(tmp_path)]).exit_code == 0
     assert words in (tmp_path / "report.html").read_text()
-    assert "trials" in runner.invoke(app, ["status", str(tmp_path)]).stdout.splitlines()[1]
+    assert WORDS["trials"] in runner.invoke(app, ["status", str(tmp_path)]).stdout
     with Store(tmp_path / "study.db") as store:
         storage = store.optuna_storage()
         storage.set_study_user_attr(storage.get_study_id_from_name("fake"), "search_end", "of a newer servetune")

@@ -154,6 +154,8 @@ def _first_scale(results: StudyResults, number: int) -> float:
 def _race_in_words(results: StudyResults) -> str:
     candidates, slope = entrants(results), field(results)[1]
     standing = [one for one in candidates if not one.out and one.replays]
+    if not standing:
+        return f"finals: of {len(candidates)} candidates none stands"
     found = estimates(standing, slope)
     best = max(range(len(standing)), key=lambda index: found[index].mean)
     number, replays = standing[best].number, sum(len(one.replays) for one in candidates)

@@ -12,7 +12,8 @@ import pytest
 
 from tests.fakes import FakeTestbed, cases, make_spec
 from tests.tuner.test_study import Log, auto, scales
-from tuner.finals import FIRST_REPLAYS
+from tuner import validation
+from tuner.finals import FIRST_REPLAYS, Candidate
 from tuner.recommend import held, recommend
 from tuner.results import StudyResults, load_results
 from tuner.serving.config import ServingConfig
@@ -186,3 +187,10 @@ def test_the_first_repeat_alone_asks_the_last_probes(tmp_path: Path, store: Stor
     testbed = run(spec_of(tmp_path), store, lambda *asked: None)
     asked = [call.probes for call in testbed.calls if call.purpose == "repeat"]
     assert len(asked) > 6 and not any(asked), "every probe was asked in the search, as none is for finalists alone"
+
+
+def test_a_race_that_everybody_lost_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = [Candidate(number, 0.0, ((1.0, 0.2),), out=True) for number in (1, 2)]
+    monkeypatch.setattr(validation, "entrants", lambda results: lost)
+    monkeypatch.setattr(validation, "field", lambda results: (lost, 3.0))
+    assert validation._race_in_words(None) == "finals: of 2 candidates none stands"  # type: ignore[arg-type]

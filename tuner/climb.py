@@ -25,7 +25,6 @@ from tuner.serving.measurement import Measurement, Purpose
 
 TIME_SCALE = "time_scale"
 """Trial attribute: the load of its outcome, times the recorded rate."""
-HIGHEST = ladder.scale(ladder.RUNGS)
 
 
 def incumbent_scale(trials: Iterable[FrozenTrial], start: float) -> float:
@@ -87,7 +86,7 @@ class Climb:
     def _trial(self, number: int, config: ServingConfig, scale: float) -> Outcome:
         outcome = self._replay(number, config, scale, "trial")
         replays = [outcome]
-        while self._climbs and outcome.feasible and scale < HIGHEST:
+        while self._climbs and outcome.feasible and scale < ladder.SCALES[-1]:
             scale = ladder.above(scale)
             try:
                 replays.append(self._replay(number, config, scale, "trial"))

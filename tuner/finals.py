@@ -137,9 +137,9 @@ def claim(found: Estimate, ladder: Sequence[float]) -> int:
 
 
 def claimed(one: Candidate, found: Estimate, ladder: Sequence[float]) -> int:
-    """The rung that a candidate is worth: claim()'s, or the next below it at which its replays did not mostly miss. At
-    the lowest, which has none below it to claim, the median decides. -1 when not even that is held."""
-    rung = _claim_or_lowest(found, ladder)
+    """The rung that a candidate is worth: claim()'s, or the next below it at which its replays did not mostly miss.
+    Whether it holds the recorded rate, which is what is asked first, the median decides. -1 when no rung is held."""
+    rung = _claim_or_recorded(found, ladder)
     while rung >= 0 and (held := _held(one, ladder[rung])) and not mostly(held):
         rung -= 1
     return rung
@@ -147,7 +147,7 @@ def claimed(one: Candidate, found: Estimate, ladder: Sequence[float]) -> int:
 
 def unconfirmed(one: Candidate, found: Estimate, ladder: Sequence[float]) -> int | None:
     """The rung that is claimed and was not replayed, or missed in one replay of which two of three have to decide."""
-    rung = _claim_or_lowest(found, ladder)
+    rung = _claim_or_recorded(found, ladder)
     while rung >= 0:
         held = _held(one, ladder[rung])
         if not held or undecided(held):
@@ -168,9 +168,10 @@ def undecided(held: Sequence[bool]) -> bool:
     return held.count(False) == 1 and held.count(True) <= 1
 
 
-def _claim_or_lowest(found: Estimate, ladder: Sequence[float]) -> int:
+def _claim_or_recorded(found: Estimate, ladder: Sequence[float]) -> int:
     rung = claim(found, ladder)
-    return 0 if rung < 0 and found.mean >= math.log(ladder[0]) else rung
+    recorded = min(range(len(ladder)), key=lambda index: abs(math.log(ladder[index])))
+    return recorded if rung < recorded and found.mean >= math.log(ladder[recorded]) else rung
 
 
 def _held(one: Candidate, scale: float) -> list[bool]:

@@ -5,37 +5,34 @@ from __future__ import annotations
 from tuner import ladder
 from tuner.bench import Bench
 from tuner.outcome import disqualifying_doubt, slo_violation
-from tuner.serving.measurement import Measurement
 
 
 def time_scale(bench: Bench) -> float:
     """How much faster than recorded the first trials replay: given, found earlier, or found now."""
     if (known := bench.store.study_info(bench.study_name).time_scale) is not None:
         return known
-    done: dict[float, list[Measurement]] = {ladder.scale(rung): [] for rung in range(ladder.RUNGS + 1)}
-    for stored in bench.store.measurements(bench.study_name):
-        replay = stored.measurement
-        if replay.purpose == "calibration" and disqualifying_doubt(bench.plan, replay) is None:
-            done[replay.time_scale].append(replay)
-    held = _highest_held(bench, done)
-    scale = ladder.scale(max(held, 0))
+    held = _highest_held(bench)
+    scale = ladder.SCALES[max(held, 0)]
     bench.store.set_time_scale(bench.study_name, scale)
-    if held < 0:
-        bench.report.note("load: the baseline misses an SLO at the recorded rate; the trials start there")
-    else:
-        bench.report.note(f"load: the trials start at {scale:g} times the recorded rate, the most the baseline holds")
+    bench.report.note("load: " + _in_words(held, scale))
     return scale
 
 
-def _highest_held(bench: Bench, done: dict[float, list[Measurement]]) -> int:
-    """The rung, -1 if not even the recorded rate is held. Replays that are lacking are measured."""
-    found = {
-        rung: [slo_violation(bench.plan, replay) for replay in done[ladder.scale(rung)]]
-        for rung in range(ladder.RUNGS + 1)
-        if done[ladder.scale(rung)]
-    }
-    while (rung := ladder.next_look(found, ladder.RUNGS + 1)) is not None:
-        scale = ladder.scale(rung)
+def _in_words(held: int, scale: float) -> str:
+    if held < 0:
+        return f"the baseline misses an SLO even at {scale:g} times the recorded rate; the trials start there"
+    return f"the trials start at {scale:g} times the recorded rate, the most the baseline holds"
+
+
+def _highest_held(bench: Bench) -> int:
+    """The rung of ladder.SCALES, -1 if none is held. Replays that are lacking are measured."""
+    found: dict[int, list[float]] = {}
+    for stored in bench.store.measurements(bench.study_name):
+        replay = stored.measurement
+        if replay.purpose == "calibration" and disqualifying_doubt(bench.plan, replay) is None:
+            found.setdefault(ladder.SCALES.index(replay.time_scale), []).append(slo_violation(bench.plan, replay))
+    while (rung := ladder.next_look(found, len(ladder.SCALES), -ladder.LOWEST)) is not None:
+        scale = ladder.SCALES[rung]
         bench.report.begin(f"calibration x{scale:g}" + (", again" if rung in found else ""))
         config, load = bench.plan.config(bench.plan.baseline), bench.plan.load("tune", scale)
         measured = bench.measure(None, config, load, "calibration")

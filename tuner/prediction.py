@@ -60,7 +60,7 @@ def _late(replay: SimulatedReplay, records: Sequence[RequestRecord]) -> list[flo
 @dataclass(frozen=True, slots=True)
 class Capacity:
     """scale: the time scale up to which every SLO holds, between two rungs by their violations. held: the rung that
-    does, None below the recorded rate. replays: how many were simulated."""
+    does, None where not even the lowest is. replays: how many were simulated."""
 
     scale: float
     held: float | None
@@ -83,7 +83,7 @@ def capacity(
     held, rung = None, start
     if holds(start):
         held = start
-        while held < ladder.scale(ladder.RUNGS) and holds(ladder.above(held)):
+        while held < ladder.SCALES[-1] and holds(ladder.above(held)):
             held = ladder.above(held)
     else:
         while held is None and (lower := ladder.below(rung)) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,11 @@ def why(
         f"It meets all {len(chosen.constraints)} constraints, {closest[0]} most narrowly: by {-closest[1]:.3f}.",
         f"Quality {quality.value:.4f} ({quality.low:.4f} to {quality.high:.4f}) of the full-precision reference.",
     ]
+    if (load := worth[chosen.number].time_scale) < 1.0:
+        replicas = math.ceil(1 / load)
+        reasons.append(
+            f"It does not hold the recorded rate: {replicas} replicas of it, each with an equal share, would."
+        )
     if not kept:
         changed = ", ".join(changes(chosen, baseline))
         reasons.append(f"It differs from the baseline in: {changed or 'nothing'}.")

@@ -19,7 +19,7 @@ from tuner.recommend import TESTING, held, recommend
 from tuner.results import StudyResults, load_results
 from tuner.serving.measurement import Purpose
 from tuner.stored import ValidationFailure
-from tuner.worth import LADDER, climbs, field, replays_of, shown
+from tuner.worth import climbs, field, proven, replays_of, shown
 
 DESCENT = 3
 """Rungs that a finalist may fall on one window; one that holds even less was no finalist."""
@@ -58,10 +58,16 @@ def next_turn(results: StudyResults) -> Turn | None:
     turn = next(_race(results) if raced else _one_by_one(results), None)
     if turn is None:
         chosen = recommend(results).trial
-        turn = next(
-            _turns(results, dict.fromkeys((0, 0 if chosen is None else chosen.number)), ("recorded_rate",)), None
-        )
+        numbers = dict.fromkeys((0, 0 if chosen is None else chosen.number))
+        asked = (number for number in numbers if _claims_recorded_rate(results, number))
+        turn = next(_turns(results, asked, ("recorded_rate",)), None)
     return turn
+
+
+def _claims_recorded_rate(results: StudyResults, number: int) -> bool:
+    """What holds less is known to miss there."""
+    trial = results.trials[number]
+    return not climbs(results) or trial.traffic is None or proven(results, trial).time_scale >= 1.0
 
 
 def entrants(results: StudyResults) -> list[Candidate]:
@@ -94,8 +100,8 @@ def _lost(results: StudyResults, number: int, purpose: Purpose) -> bool:
 
 def _race(results: StudyResults) -> Iterator[Turn]:
     candidates, slope = entrants(results), field(results)[1]
-    if (turn := next_replay(candidates, LADDER, slope, REPLAYS_EACH * len(candidates))) is not None:
-        yield Turn(candidates[turn[0]].number, "repeat", LADDER[turn[1]])
+    if (turn := next_replay(candidates, ladder.SCALES, slope, REPLAYS_EACH * len(candidates))) is not None:
+        yield Turn(candidates[turn[0]].number, "repeat", ladder.SCALES[turn[1]])
     elif results.spec.traffic.holdout_window is not None:
         best = choose([replace(one, out=one.out or one.number == 0) for one in candidates], slope)
         chosen = [] if best is None else [candidates[best].number]

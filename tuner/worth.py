@@ -12,8 +12,6 @@ from tuner.proposals import ln_capacities, slope_of
 from tuner.results import StudyResults, TrialResult, ValidationResult
 from tuner.scoring.metrics import Interval
 
-LADDER = tuple(ladder.scale(rung) for rung in range(ladder.RUNGS + 1))
-
 
 @dataclass(frozen=True, slots=True)
 class Proven:
@@ -89,10 +87,10 @@ def _claim(results: StudyResults, number: int, found: Sequence[ValidationResult]
     candidates, slope = field(results)
     replayed = [one for one in candidates if one.replays]
     estimate = dict(zip((one.number for one in replayed), estimates(replayed, slope), strict=True))[number]
-    rung = claimed(next(one for one in replayed if one.number == number), estimate, LADDER)
+    rung = claimed(next(one for one in replayed if one.number == number), estimate, ladder.SCALES)
     if rung < 0:
         return None
-    scale = min(LADDER[rung], max(one.time_scale for one in found))
+    scale = min(ladder.SCALES[rung], max(one.time_scale for one in found))
     # With less load no smaller share of the requests is good.
     near = _at(min(one.time_scale for one in found if one.time_scale >= scale), found)
     less, goodput = scale / near.time_scale, near.goodput

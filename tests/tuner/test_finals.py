@@ -96,6 +96,19 @@ def test_the_rung_that_is_claimed(candidate: Candidate, rung: int) -> None:
     assert claimed(candidate, estimates([candidate], SLOPE)[0], LADDER) == rung
 
 
+BELOW = [round(1.15**step, 4) for step in range(-4, 8)]
+CLAIMS_FROM_BELOW = [
+    ("the recorded rate, held by the median", replayed(0, *[(BELOW[4], -0.1)] * 2, (BELOW[4], 0.9)), 4),
+    ("less than that: as the bound says", replayed(0, *[(BELOW[2], -0.6)] * 3), 2),
+    ("not even the lowest", replayed(0, *[(BELOW[0], 0.1)] * 3), -1),
+]
+
+
+@pytest.mark.parametrize(("candidate", "rung"), cases(CLAIMS_FROM_BELOW))
+def test_the_rung_that_is_claimed_of_a_ladder_from_below_the_recorded_rate(candidate: Candidate, rung: int) -> None:
+    assert claimed(candidate, estimates([candidate], SLOPE)[0], BELOW) == rung
+
+
 AT_THE_CLAIM = [
     ("nothing yet", [], 8),
     ("it holds", [-0.4], None),

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.ladder import CONFIRMATIONS, RATIO, RUNGS, above, below, knee_of, next_look, scale
+from tuner.ladder import CONFIRMATIONS, RATIO, SCALES, above, below, knee_of, next_look
 
 
-@given(st.integers(-1, 30), st.floats(0.5, 20.0))
-def test_a_server_without_noise_is_found_at_its_knee(knee: int, slope: float) -> None:
+@given(st.integers(-1, 30), st.floats(0.5, 20.0), st.integers(0, 30))
+def test_a_server_without_noise_is_found_at_its_knee(knee: int, slope: float, first: int) -> None:
     found: dict[int, list[float]] = {}
     replays = 0
-    while (rung := next_look(found, 31)) is not None:
+    while (rung := next_look(found, 31, first)) is not None:
         found.setdefault(rung, []).append(slope * math.log(RATIO) * (rung - knee - 0.5))
         replays += 1
         assert replays <= 31 + CONFIRMATIONS
@@ -51,7 +51,32 @@ def test_where_it_is_looked_for_next(found: dict[int, list[float]], look: int | 
     assert next_look(found, 10) == look
 
 
+@pytest.mark.parametrize(
+    ("found", "look"),
+    [
+        ({}, 5),
+        ({5: [0.1]}, 5),
+        ({5: [0.1, -0.2]}, 5),
+        ({5: [0.1, 0.1]}, 4),
+        ({5: [0.9, 0.9]}, 2),
+        ({5: [9.0, 9.0]}, 0),
+        ({5: [0.9, 0.9], 2: [-0.1]}, 3),
+        ({5: [0.1, 0.2], 4: [-0.1]}, None),
+        ({5: [9.0, 9.0], 0: [0.3]}, 0),
+        ({5: [9.0, 9.0], 0: [0.3, 0.2]}, None),
+    ],
+    ids=[
+        "nothing known: the recorded rate", "a miss there is tried again", "one of each: a third decides",
+        "a narrow miss: the next below", "three rungs are lacking", "hopeless: no further than the lowest",
+        "held below: between the two", "held right below: known", "the lowest, missed, is tried again",
+        "two misses: not even the lowest",
+    ],
+)  # fmt: skip
+def test_it_goes_down_from_a_recorded_rate_that_is_missed(found: dict[int, list[float]], look: int | None) -> None:
+    assert next_look(found, 10, 5) == look
+
+
 def test_rungs_are_each_others_neighbours() -> None:
-    scales = [scale(rung) for rung in range(RUNGS + 1)]
-    assert [above(one) for one in scales[:-1]] == scales[1:]
-    assert [below(one) for one in scales] == [None, *scales[:-1]]
+    assert 1.0 in SCALES and SCALES[0] == pytest.approx(0.5, abs=0.01)
+    assert [above(one) for one in SCALES[:-1]] == list(SCALES[1:])
+    assert [below(one) for one in SCALES] == [None, *SCALES[:-1]]

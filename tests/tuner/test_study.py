@@ -226,7 +226,7 @@ def test_a_finalist_is_worth_what_it_holds_on_the_held_out_window(
     space = {"parameters": {"kv_cache_dtype": {"type": "choice", "choices": ["auto", "int8"]}}}
     testbed = run(small(tmp_path, trials=1, traffic=auto(tmp_path), search_space=space), store)
     # From what the race lets it claim; a miss is believed when a second replay misses. Then the baseline.
-    assert scales(testbed, "holdout") == [1.521, 1.521, 1.322, 1.0, 1.0]
+    assert scales(testbed, "holdout") == [1.521, 1.521, 1.322, 1.0, 1.0, 0.87]
     best = recommend(load_results(store, "fake"))
     assert best.deployable and "at 1.32x the recorded rate" in best.verdict
     goodput = next(gain for gain in best.gains if gain.name == "goodput")
@@ -291,10 +291,31 @@ def test_a_slow_moment_of_the_machine_is_not_taken_for_the_knee(
     assert scales(testbed, "calibration") == [1.0, 1.0, 1.0, 1.15, 1.15]
 
 
-def test_a_baseline_that_misses_at_the_recorded_rate_is_no_obstacle(tmp_path: Path, store: Store) -> None:
-    engine = {**make_spec(tmp_path).engine.model_dump(), "baseline": {"max_num_seqs": 8}}
-    testbed = run(small(tmp_path, trials=6, traffic=auto(tmp_path), engine=engine), store)
-    assert scales(testbed, "calibration") == [1.0, 1.0] and scales(testbed, "baseline") == [1.0]
+def with_seats(directory: Path, baseline: int, most: int) -> StudySpec:
+    engine = {**make_spec(directory).engine.model_dump(), "baseline": {"max_num_seqs": baseline}}
+    space = {"parameters": {"max_num_seqs": {"type": "int", "low": baseline, "high": most}}}
+    return small(directory, trials=6, traffic=auto(directory), engine=engine, search_space=space)
+
+
+def test_a_baseline_below_the_recorded_rate_is_measured_at_what_it_holds(tmp_path: Path, store: Store) -> None:
+    testbed = run(with_seats(tmp_path, 12, 16), store)
+    assert scales(testbed, "calibration")[:2] == [1.0, 1.0] and set(scales(testbed, "baseline")) == {0.756}
+    results = load_results(store, "fake")
+    best = recommend(results)
+    assert results.baseline.state == "feasible" and best.deployable
+    assert "at 1x the recorded rate, where the baseline serves 6.58 at 0.658x" in best.verdict
+    assert not any("replicas" in reason for reason in best.reasons)
+
+
+def test_what_holds_less_than_the_recorded_rate_is_said_to_need_replicas(tmp_path: Path, store: Store) -> None:
+    run(with_seats(tmp_path, 11, 13), store)
+    best = recommend(load_results(store, "fake"))
+    assert best.deployable and "It does not hold the recorded rate: 2 replicas of it" in " ".join(best.reasons)
+
+
+def test_a_baseline_that_holds_no_load_is_no_obstacle(tmp_path: Path, store: Store) -> None:
+    testbed = run(with_seats(tmp_path, 8, 16), store)
+    assert scales(testbed, "calibration") == [1.0, 1.0, 0.497, 0.497] and scales(testbed, "baseline") == [0.497]
     results = load_results(store, "fake")
     assert results.baseline.state == "infeasible" and recommend(results).deployable
 

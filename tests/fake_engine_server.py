@@ -4,8 +4,8 @@ Answers take a time in closed form. FILE's model directory may hold faults.json,
 {"when": {field: value}, "do": fault}. At the start: "refuse" (exit 2, and a refusal at /reconfigure), "oom" (exit 3),
 "silent" (never listens). At the first completion: "crash" (exit 4), "oom_later" (exit 3), "hang". "reject" refuses at
 /reconfigure; "child" starts a process that
-would outlive the engine. Each start is noted in starts.txt there, each reconfiguration in changes.jsonl, each reset of
-the prefix cache in resets.txt by the tokens generated before it.
+would outlive the engine. Each start is noted in starts.txt there and its FILE kept as launched-PID.yaml, each
+reconfiguration in changes.jsonl, each reset of the prefix cache in resets.txt by the tokens generated before it.
 """
 
 from __future__ import annotations
@@ -132,7 +132,9 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--port", type=int)
-    engine = FakeEngine(yaml.safe_load(parser.parse_args().config.read_text()))
+    launched = parser.parse_args().config.read_bytes()
+    engine = FakeEngine(yaml.safe_load(launched))
+    (engine.model / f"launched-{os.getpid()}.yaml").write_bytes(launched)
     with (engine.model / "starts.txt").open("a") as file:
         file.write(f"{os.getpid()}\n")
     if (fault := engine.fault("refuse", "oom", "silent")) is not None:

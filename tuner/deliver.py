@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import yaml
-
 from reports.evidence import NOTHING, Evidence
 from reports.page import write_report
 from tuner.plan import config_of
 from tuner.recommend import Recommendation
 from tuner.results import StudyResults, TrialResult
 from tuner.retune import POINTS, RetuneWhen, conditions, retune_when
-from tuner.serving.adapters import engine_config
+from tuner.serving.adapters import engine_text
 from tuner.serving.export import alerts
 from tuner.serving.export.files import ENGINES, Provenance, export
 from tuner.serving.export.manifests import MANIFESTS
@@ -77,8 +75,7 @@ def _write_front_trial(results: StudyResults, trial: TrialResult, directory: Pat
         "# Not measured again after the search, on held-out traffic neither.\n"
     )
     path = directory / f"trial-{trial.number}.yaml"
-    values = engine_config(config_of(results.spec, trial.knobs)).model_dump()
-    path.write_text(head + yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    path.write_text(f"{head}\n{engine_text(config_of(results.spec, trial.knobs))}", encoding="utf-8")
     return path
 
 
@@ -153,5 +150,4 @@ def _recommended(results: StudyResults, found: Recommendation) -> str:
     words = [f"study {results.spec.name}, trial {found.trial.number}", refusal(found) or found.verdict, *found.reasons]
     words += [f"Tune again when {words}." for words in (conditions(when) if when is not None else ())]
     head = "".join(f"# {line}\n" for text in words for line in text.splitlines())
-    values = engine_config(config_of(results.spec, found.trial.knobs)).model_dump()
-    return head + yaml.safe_dump(values, sort_keys=False)
+    return head + "\n" + engine_text(config_of(results.spec, found.trial.knobs))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from engine.config import EngineConfig, knobs, load_config, parse_config
 from tests.tuner.builders import checkpoint
+from tests.tuner.test_cli import study_file, tune
 from tuner.serving.config import ServingConfig
 from tuner.serving.export.files import TARGETS, Provenance, export
 from tuner.serving.export.llamacpp import LLAMACPP
@@ -20,6 +21,7 @@ from tuner.serving.export.mapping import Row
 from tuner.serving.export.sglang import SGLANG
 from tuner.serving.export.tensorrt_llm import TENSORRT_LLM
 from tuner.serving.export.vllm import VLLM
+from tuner.store import Store
 
 PROVENANCE = Provenance(study="demo", trial=17, date="2026-11-21")
 
@@ -67,6 +69,28 @@ def test_engine_file_loads_to_the_measured_values(tmp_path: Path, values: dict[s
     config = _config(tmp_path / "model", **values)
     (path,) = export("engine", config, out=tmp_path, model_name="mini", provenance=PROVENANCE)
     assert load_config(path) == parse_config(config.values, source="test")
+
+
+def test_the_exported_bytes_are_those_that_the_measured_engine_was_launched_with(tmp_path: Path) -> None:
+    """Oracle: the launch files as the engine's processes found them. Each trial gets a process of its own: num_threads
+    cannot be changed in a running one."""
+    space = {"parameters": {"num_threads": {"type": "int", "low": 1, "high": 4}}}
+    assert tune("run", study_file(tmp_path, search_space=space), "--out", tmp_path / "runs").exit_code == 0
+    launched = {path.read_bytes() for path in (tmp_path / "model").glob("launched-*.yaml")}
+    with Store(tmp_path / "runs/fake/study.db", create=False) as store:
+        numbers = [trial.number for trial in store.optuna_trials("fake") if trial.state.name == "COMPLETE"]
+    assert len(numbers) >= 3
+    for number in numbers:
+        there = tmp_path / f"trial-{number}"
+        done = tune(
+            "export", tmp_path / "runs/fake", "--to", "engine", "--out", there, "--trial", str(number), "--force"
+        )
+        assert done.exit_code == 0, done.stderr
+        header, _, body = (there / "engine.yaml").read_bytes().partition(b"\n\n")
+        assert body in launched, number
+        assert all(line.startswith(b"#") for line in header.splitlines())
+    recommended = (tmp_path / "runs/fake/recommended.yaml").read_bytes()
+    assert recommended.partition(b"\n\n")[2] in launched
 
 
 def test_vllm_file_is_yaml_of_long_flags(tmp_path: Path) -> None:

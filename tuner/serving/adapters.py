@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from engine.config import EngineConfig, ReconfigurationCost, knobs, parse_config
 from engine.memory import DoesNotFit as PlanDoesNotFit
 from engine.memory import MemoryPlan, plan_memory
 from tuner.errors import ConfigRejected, DoesNotFit
 from tuner.serving.config import ServingConfig
+from tuner.serving.engine_file import engine_file
 
 BUNDLED_COMMAND = (sys.executable, "-m", "engine", "--drain-timeout", "0")
 """What still runs when the tuner ends its engine is of no use to anybody."""
@@ -146,11 +145,16 @@ def _plan(engine: EngineConfig, gpu: bool) -> MemoryPlan:
 
 def write_config(config: ServingConfig, directory: Path) -> Path:
     """Write the engine's configuration file into `directory` and return its path. Raises ConfigRejected."""
-    values = engine_config(config).model_dump()
+    text = engine_text(config)
     path = directory / "engine.yaml"
     directory.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     return path
+
+
+def engine_text(config: ServingConfig) -> str:
+    """What the bundled engine is launched with: engine.yaml. Raises ConfigRejected."""
+    return engine_file(engine_config(config), frozenset(config.knobs))
 
 
 def command(config_path: Path, launcher: Sequence[str]) -> list[str]:

@@ -16,8 +16,9 @@ from typing import Any
 
 import yaml
 
-from engine.config import EngineConfig, knobs, parse_config
+from engine.config import EngineConfig, parse_config
 from tuner.serving.config import ServingConfig
+from tuner.serving.engine_file import comment, engine_file, entry
 from tuner.serving.export.llamacpp import LLAMACPP, llamacpp_fixed
 from tuner.serving.export.manifests import MANIFESTS, Deployment, manifest
 from tuner.serving.export.mapping import Fixed, Row
@@ -60,7 +61,7 @@ def export(
     """
     _known("--to", target, TARGETS)
     _known("--engine", engine, tuple(ENGINES))
-    engine_config = _absolute(parse_config(config.values, source=f"configuration {config.fingerprint}"))
+    engine_config = parse_config(config.values, source=f"configuration {config.fingerprint}")
     header = _header(config, provenance)
     served = engine if target in MANIFESTS else target
     text = _engine_text(served, engine_config, header, frozenset(config.knobs), model_name)
@@ -86,34 +87,24 @@ def _write(path: Path, text: str) -> Path:
 
 def _engine_text(target: str, config: EngineConfig, header: str, tuned: frozenset[str], model_name: str) -> str:
     if target == "engine":
-        return "".join(_engine_lines(config, header, tuned))
+        run = comment("Run: python -m engine --config engine.yaml --port 8000")
+        return f"{header}{run}\n{engine_file(config, tuned)}"
     if target == "vllm":
-        lines = [_comment("Run: vllm serve --config vllm.yaml --host 127.0.0.1 --port 8000"), _caution("vLLM")]
+        lines = [comment("Run: vllm serve --config vllm.yaml --host 127.0.0.1 --port 8000"), _caution("vLLM")]
         lines += [*_named("served-model-name", model_name), *_rows(VLLM, config), *_fixed(vllm_fixed(config))]
     elif target == "sglang":
-        lines = [_comment("Run: python -m sglang.launch_server --config sglang.yaml --port 8000"), _caution("SGLang")]
+        lines = [comment("Run: python -m sglang.launch_server --config sglang.yaml --port 8000"), _caution("SGLang")]
         lines += [*_named("served-model-name", model_name), *_rows(SGLANG, config), *_fixed(sglang_fixed(config))]
     elif target == "tensorrt-llm":
-        lines = [_comment(f"Run: trtllm-serve {shlex.quote(config.model)} --config tensorrt_llm.yaml --port 8000")]
+        lines = [comment(f"Run: trtllm-serve {shlex.quote(config.model)} --config tensorrt_llm.yaml --port 8000")]
         lines += [_caution("TensorRT-LLM"), *_nested(TENSORRT_LLM, config)]
     else:
         return "#!/bin/sh\n" + header + "".join(_script(config, model_name))
     return header + "".join(lines)
 
 
-def _absolute(config: EngineConfig) -> EngineConfig:
-    """Model directories from the current directory, so that the file may be moved."""
-    draft = None if config.draft_model is None else str(Path(config.draft_model).absolute())
-    return config.model_copy(update={"model": str(Path(config.model).absolute()), "draft_model": draft})
-
-
-def _comment(text: str) -> str:
-    """`text` as one comment line, whatever characters it holds."""
-    return "# " + "".join(c if c.isprintable() else " " for c in text) + "\n"
-
-
 def _caution(name: str) -> str:
-    return _comment(f"Measured on servetune's engine, not on {name}: exact means the same setting, not the same speed.")
+    return comment(f"Measured on servetune's engine, not on {name}: exact means the same setting, not the same speed.")
 
 
 def _header(config: ServingConfig, provenance: Provenance) -> str:
@@ -121,27 +112,12 @@ def _header(config: ServingConfig, provenance: Provenance) -> str:
         f"servetune: study {provenance.study}, trial {provenance.trial}, configuration {config.fingerprint}, "
         f"{provenance.date}"
     )
-    return "".join(map(_comment, (origin, *provenance.remarks)))
-
-
-def _entry(key: str, value: Any) -> str:
-    # ASCII only: PyYAML writes U+0085 unquoted otherwise, and reads it back as a space.
-    return yaml.safe_dump({key: value}, default_flow_style=False, allow_unicode=False, width=math.inf)
-
-
-def _engine_lines(config: EngineConfig, header: str, tuned: frozenset[str]) -> Iterator[str]:
-    yield header
-    yield _comment("Run: python -m engine --config engine.yaml --port 8000")
-    yield _comment("Every setting is written out, so that a later default changes nothing.")
-    for knob in knobs():
-        origin = "tuned" if knob.name in tuned else "fixed in the study"
-        yield "\n" + _comment(f"{knob.unit}; {origin}. {knob.description}")
-        yield _entry(knob.name, getattr(config, knob.name))
+    return "".join(map(comment, (origin, *provenance.remarks)))
 
 
 def _named(flag: str, model_name: str) -> Iterator[str]:
-    yield "\n" + _comment(f"{flag}: the name that clients ask for")
-    yield _entry(flag, model_name)
+    yield "\n" + comment(f"{flag}: the name that clients ask for")
+    yield entry(flag, model_name)
 
 
 def _rows(rows: tuple[Row, ...], config: EngineConfig) -> Iterator[str]:
@@ -151,17 +127,17 @@ def _rows(rows: tuple[Row, ...], config: EngineConfig) -> Iterator[str]:
         yield "\n" + _about(row, mapped.fit, mapped.note)
         if mapped.value is not None:
             assert row.flag is not None, row.knob
-            yield _entry(row.flag, mapped.value)
+            yield entry(row.flag, mapped.value)
 
 
 def _about(row: Row, fit: str, note: str) -> str:
-    return _comment(f"{row.knob} -> {f'--{row.flag}' if row.flag else 'no flag'}: {fit}. {note}")
+    return comment(f"{row.knob} -> {f'--{row.flag}' if row.flag else 'no flag'}: {fit}. {note}")
 
 
 def _fixed(fixed: Fixed) -> Iterator[str]:
     for flag, (value, note) in fixed.items():
-        yield "\n" + _comment(f"{flag}: {note}")
-        yield _entry(flag, value)
+        yield "\n" + comment(f"{flag}: {note}")
+        yield entry(flag, value)
 
 
 def _nested(rows: tuple[Row, ...], config: EngineConfig) -> Iterator[str]:
@@ -182,7 +158,7 @@ def _nested(rows: tuple[Row, ...], config: EngineConfig) -> Iterator[str]:
 
 def _script(config: EngineConfig, model_name: str) -> Iterator[str]:
     """Comments, then one command whose every word is quoted."""
-    yield _comment("Run: sh llamacpp.sh --host 127.0.0.1 --port 8000")
+    yield comment("Run: sh llamacpp.sh --host 127.0.0.1 --port 8000")
     yield _caution("llama.cpp")
     words = ["--alias", model_name]
     for row in LLAMACPP:
@@ -191,7 +167,7 @@ def _script(config: EngineConfig, model_name: str) -> Iterator[str]:
         if mapped.value is not None:
             words += [f"--{row.flag}"] if mapped.value is True else [f"--{row.flag}", str(mapped.value)]
     for flag, (value, note) in llamacpp_fixed(config).items():
-        yield _comment(f"{flag}: {note}")
+        yield comment(f"{flag}: {note}")
         words += [f"--{flag}"] if value is True else [f"--{flag}", str(value)]
     quoted = " ".join(shlex.quote(word) for word in words)
     yield f'\nexec "${{LLAMA_SERVER:-llama-server}}" {quoted} "$@"\n'

@@ -24,7 +24,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "tuner.serving.measurement": (CONFIG, *PROBES, "tuner.traffic.trace"),
     "tuner.serving": ("tuner.serving", TRAFFIC, "tuner.errors", *PROBES, "engine.config"),
     "tuner.serving.adapters": ("tuner.serving", "tuner.errors", "engine.config", "engine.memory"),
-    "tuner.serving.export": ("tuner.serving.export", CONFIG, "engine.config", "engine.memory"),
+    "tuner.serving.export": ("tuner.serving.export", CONFIG, "tuner.serving.engine_file", "engine.config", "engine.memory"),
     "tuner.stored": (CONFIG, "tuner.serving.measurement", "tuner.traffic.trace", *PROBES),
     "tuner.schema": (),
     "tuner.database": ("tuner.schema",),

@@ -12,9 +12,11 @@ from tuner.plan import config_of
 from tuner.recommend import Recommendation
 from tuner.results import StudyResults, TrialResult
 from tuner.retune import POINTS, RetuneWhen, conditions, retune_when
+from tuner.scored import slo_of
 from tuner.serving.adapters import engine_text
 from tuner.serving.export import alerts
 from tuner.serving.export.files import ENGINES, Provenance, export
+from tuner.serving.export.guard_rails import Held
 from tuner.serving.export.manifests import MANIFESTS
 from tuner.traffic.profile import SERIES, LengthCounts, drift_limit
 
@@ -108,8 +110,16 @@ def export_to(
     today = datetime.now(UTC).date().isoformat()
     provenance = Provenance(results.spec.name, found.trial.number, today, remarks)
     config = config_of(results.spec, found.trial.knobs)
+    when = retune_when(results, found)
     paths = export(
-        target, config, out=out, model_name=results.spec.model.name, provenance=provenance, engine=engine, image=image
+        target,
+        config,
+        out=out,
+        model_name=results.spec.model.name,
+        provenance=provenance,
+        engine=engine,
+        image=image,
+        held=None if when is None else _held(results, when),
     )
     served = engine if target in MANIFESTS else target
     alerted = served in alerts.ENGINES and found.deployable
@@ -134,6 +144,19 @@ def _limits(when: RetuneWhen) -> alerts.Limits:
         output=_bins(output),
         least_acceptance=None if when.acceptance is None else max(when.acceptance - POINTS, 0.0),
         hits=None if when.hits is None else (when.hits, POINTS),
+    )
+
+
+def _held(results: StudyResults, when: RetuneWhen) -> Held:
+    """What guard rails follow from. A bound that grows with the prompt is that of a prompt of middle length."""
+    edges = () if when.profile is None else when.profile.prompt.edges
+    prompt = edges[len(edges) // 2] if edges else None
+    bounds = {name: slo_of(bounds).ttft_bound(prompt) for name, bounds in results.spec.slos.items()}
+    patience = max(((bound, name) for name, bound in bounds.items() if bound), default=None)
+    return Held(
+        rate=when.held_rate,
+        patience=None if patience is None else (patience[1], patience[0]),
+        least_acceptance=_limits(when).least_acceptance,
     )
 
 

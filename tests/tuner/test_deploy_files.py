@@ -14,6 +14,7 @@ import yaml
 from tests.tuner.builders import checkpoint
 from tuner.serving.config import ServingConfig
 from tuner.serving.export.files import ENGINES, Provenance, export
+from tuner.serving.export.guard_rails import Held
 
 PROVENANCE = Provenance(study="demo", trial=17, date="2026-11-21")
 HOSTILE = ["two words", "a\nb: 1", "$(touch pwned)", "`id`", "quote'\"", "a;b", "%n", "-x", "\u2028"]
@@ -23,7 +24,7 @@ SGLANG_FLAGS = {
     "served-model-name", "model-path", "dtype", "load-format", "random-seed", "context-length", "max-running-requests",
     "chunked-prefill-size", "schedule-policy", "max-queued-requests", "page-size", "kv-cache-dtype",
     "disable-radix-cache", "enable-mixed-chunk", "speculative-algorithm", "speculative-draft-model-path",
-    "speculative-num-steps", "speculative-eagle-topk", "speculative-num-draft-tokens", "speculative-adaptive",
+    "speculative-num-steps", "speculative-eagle-topk", "speculative-num-draft-tokens",
     "enable-priority-scheduling", "schedule-low-priority-values-first",
 }  # fmt: skip
 """Fields of ServerArgs, sglang 0.5.20 (arg_groups/field_order.py of its wheel)."""
@@ -33,7 +34,8 @@ TENSORRT_KEYS: dict[str, set[str]] = {
     "scheduler_config": {"capacity_scheduler_policy"},
     "kv_cache_config": {"tokens_per_block", "dtype", "max_gpu_total_bytes", "max_attention_window",
                         "sink_token_length", "enable_block_reuse"},
-    "speculative_config": {"decoding_type", "max_draft_len", "speculative_model", "max_matching_ngram_size"},
+    "speculative_config": {"decoding_type", "max_draft_len", "speculative_model", "max_matching_ngram_size",
+                           "acceptance_rate_window_size", "acceptance_rate_threshold"},
 }  # fmt: skip
 """Arguments of tensorrt_llm/llmapi/llm_args.py, 1.3."""
 LLAMACPP_FLAGS = {
@@ -44,6 +46,7 @@ LLAMACPP_FLAGS = {
 }  # fmt: skip
 """tools/server/README.md of llama.cpp 0c1e570."""
 SPECULATIVE = {"num_speculative_tokens": 3}
+FALLBACK = {"speculation_adaptive": True, "speculation_min_acceptance": 0.4, **SPECULATIVE}
 NGRAM = {"num_speculative_tokens": 3, "speculative_method": "ngram"}
 
 
@@ -52,9 +55,12 @@ def _config(model: Path, **changes: Any) -> ServingConfig:
     return ServingConfig("bundled", settings, {"max_num_seqs": 8, "max_num_batched_tokens": 256, **changes})
 
 
-def _export(target: str, tmp_path: Path, engine: str = "vllm", name: str = "mini", **changes: Any) -> list[Path]:
+def _export(
+    target: str, tmp_path: Path, engine: str = "vllm", name: str = "mini", held: Held | None = None, **changes: Any
+) -> list[Path]:
     config = _config(tmp_path / "m", **changes)
-    return export(target, config, out=tmp_path / "out", model_name=name, provenance=PROVENANCE, engine=engine)
+    out = tmp_path / "out"
+    return export(target, config, out=out, model_name=name, provenance=PROVENANCE, engine=engine, held=held)
 
 
 def _loaded(target: str, tmp_path: Path, **changes: Any) -> tuple[dict[str, Any], str]:
@@ -73,7 +79,7 @@ def _arguments(script: Path) -> list[str]:
     return shown.stdout.decode().split("\0")[:-1]
 
 
-@pytest.mark.parametrize("changes", [{}, SPECULATIVE, NGRAM, {"speculation_adaptive": True, **SPECULATIVE},
+@pytest.mark.parametrize("changes", [{}, SPECULATIVE, NGRAM, FALLBACK,
                                      {"scheduling_policy": "priority", "max_queued_requests": 4}])  # fmt: skip
 def test_only_words_that_the_engines_know(tmp_path: Path, changes: dict[str, Any]) -> None:
     sglang, _ = _loaded("sglang", tmp_path, **changes)
@@ -110,6 +116,8 @@ CASES: list[tuple[str, str, dict[str, Any], str, Any, str]] = [
      "max_num_seqs: exact"),
     ("a draft model has TensorRT-LLM's word", "tensorrt-llm", SPECULATIVE, "speculative_config.decoding_type",
      "Draft_Target", "speculative_method: exact"),
+    ("TensorRT-LLM stops guessing for good", "tensorrt-llm", FALLBACK, "speculative_config.acceptance_rate_threshold",
+     0.4, "speculation_min_acceptance: approximate"),
     ("pages are powers of two", "tensorrt-llm", {"block_size": 20}, "kv_cache_config.tokens_per_block", 16,
      "block_size: approximate"),
     ("preemption as measured", "tensorrt-llm", {}, "scheduler_config.capacity_scheduler_policy", "MAX_UTILIZATION",

@@ -1,7 +1,8 @@
 """Deploy files before the parsers of the engines and tools that read them, none of which we wrote.
 
 The engines are no dependencies: VLLM_PYTHON is a Python that has vLLM, SGLANG_PYTHON one that has SGLang (SGLANG_PATH:
-a directory with its packages), LLAMA_SERVER a llama-server. Their words as lists: test_export.py, test_deploy_files.py.
+a directory with its packages, where they are not its own), LLAMA_SERVER a llama-server. CONTRIBUTING.md says how to get
+them. Their words as lists: test_export.py, test_deploy_files.py.
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ import yaml
 from tests.fakes import cases
 from tests.tuner.test_alerts import FULL, Limits, _rules
 from tests.tuner.test_deploy_files import HOSTILE, NGRAM, SPECULATIVE, _arguments, _export
+from tests.tuner.test_guard_rails import HELD, switched_on
 from tuner.serving.export.files import ENGINES
 
 VLLM_PYTHON = os.environ.get("VLLM_PYTHON", "")
-SGLANG_PYTHON = os.environ.get("SGLANG_PYTHON", VLLM_PYTHON)
 SGLANG_PATH = os.environ.get("SGLANG_PATH", "")
+SGLANG_PYTHON = os.environ.get("SGLANG_PYTHON") or (VLLM_PYTHON if SGLANG_PATH else "")
 LLAMA_SERVER = os.environ.get("LLAMA_SERVER") or shutil.which("llama-server") or ""
 OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "CUDA_VISIBLE_DEVICES": ""}
 
+RAILS = "guard rails, switched on"
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "a draft model": SPECULATIVE,
@@ -39,6 +42,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "kv_cache_memory_bytes": 2**30, "speculation_adaptive": True, **SPECULATIVE,
     },
     "int8": {"kv_cache_dtype": "int8", "kv_window": 124, "dtype": "bfloat16"},
+    RAILS: {"held": HELD, **SPECULATIVE},
 }  # fmt: skip
 
 VLLM_PARSER = """
@@ -75,6 +79,7 @@ def _needs(path: str, what: str) -> pytest.MarkDecorator:
 def _parsed(python: str, program: str, target: str, tmp_path: Path, **environment: str) -> dict[str, dict[str, Any]]:
     """The file of each configuration as the engine's own parser reads it, by one process for all."""
     files = {name: _export(target, tmp_path / str(i), **c)[0] for i, (name, c) in enumerate(CONFIGURATIONS.items())}
+    files[RAILS].write_text(switched_on(files[RAILS].read_text("utf-8")), "utf-8")
     command = [python, "-c", program, *map(str, files.values())]
     done = subprocess.run(command, env={**os.environ, **OFFLINE, **environment}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -95,17 +100,18 @@ def test_vllm_parses_its_file(tmp_path: Path) -> None:
     assert found["n-grams"]["speculative_config"]["method"] == "ngram"
     assert rest["speculative_config"]["num_speculative_tokens"] == 3 and rest["enable_prefix_caching"] is True
     assert (rest["kv_cache_memory_bytes"], rest["block_size"], rest["watermark"]) == (2**30, 32, 0.01)
+    assert found[RAILS]["max_num_queued_reqs"] == 33
     assert rest["scheduling_policy"] == "priority" and rest["served_model_name"] == ["mini"]
 
 
 @_needs(SGLANG_PYTHON, "SGLANG_PYTHON")
-@_needs(SGLANG_PATH, "SGLANG_PATH")
 def test_sglang_parses_its_file(tmp_path: Path) -> None:
     found = _parsed(SGLANG_PYTHON, SGLANG_PARSER, "sglang", tmp_path, PYTHONPATH=SGLANG_PATH)
     plain, rest = found["defaults"], found["everything else"]
     assert (plain["max_running_requests"], plain["chunked_prefill_size"], plain["context_length"]) == (8, 256, 2048)
     assert plain["disable_radix_cache"] is True and rest["disable_radix_cache"] is False
     assert found["n-grams"]["speculative_algorithm"] == "NGRAM"
+    assert found[RAILS]["max_queued_requests"] == 25
     assert (rest["speculative_algorithm"], rest["speculative_num_draft_tokens"]) == ("STANDALONE", 4)
     assert (rest["kv_cache_dtype"], rest["page_size"], rest["max_queued_requests"]) == ("fp8_e4m3", 32, 16)
 

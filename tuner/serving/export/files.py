@@ -7,18 +7,16 @@ none. manifests.py puts an engine into compose, Kubernetes, Helm values or syste
 from __future__ import annotations
 
 import difflib
-import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from engine.config import EngineConfig, parse_config
 from tuner.serving.config import ServingConfig
 from tuner.serving.engine_file import comment, engine_file, entry
+from tuner.serving.export.guard_rails import GuardRail, Held, guard_rails
 from tuner.serving.export.llamacpp import LLAMACPP, llamacpp_fixed
 from tuner.serving.export.manifests import MANIFESTS, Deployment, manifest
 from tuner.serving.export.mapping import Fixed, Row
@@ -52,19 +50,21 @@ def export(
     provenance: Provenance,
     engine: str = "vllm",
     image: str | None = None,
+    held: Held | None = None,
 ) -> list[Path]:
     """Write the files of `target` (one of TARGETS) into the directory `out` and return their paths.
 
     model_name: the name clients ask for, where the target can set it. engine, image: what a manifest runs; the
-    engine's own file is written beside it. Raises ValueError for an unknown target, for values that are no
-    EngineConfig, and when the model's longest sequence cannot be read.
+    engine's own file is written beside it. held: what guard rails follow from; None names none. Raises ValueError for
+    an unknown target, for values that are no EngineConfig, and when the model's longest sequence cannot be read.
     """
     _known("--to", target, TARGETS)
     _known("--engine", engine, tuple(ENGINES))
     engine_config = parse_config(config.values, source=f"configuration {config.fingerprint}")
     header = _header(config, provenance)
     served = engine if target in MANIFESTS else target
-    text = _engine_text(served, engine_config, header, frozenset(config.knobs), model_name)
+    rails = () if held is None else guard_rails(engine_config, held)
+    text = _engine_text(served, engine_config, header, frozenset(config.knobs), model_name, rails)
     out.mkdir(parents=True, exist_ok=True)
     paths = [_write(out / ENGINES[served], text)]
     if target in MANIFESTS:
@@ -85,21 +85,30 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def _engine_text(target: str, config: EngineConfig, header: str, tuned: frozenset[str], model_name: str) -> str:
+def _engine_text(
+    target: str,
+    config: EngineConfig,
+    header: str,
+    tuned: frozenset[str],
+    model_name: str,
+    rails: tuple[GuardRail, ...],
+) -> str:
     if target == "engine":
         run = comment("Run: python -m engine --config engine.yaml --port 8000")
-        return f"{header}{run}\n{engine_file(config, tuned)}"
+        return f"{header}{run}{''.join(_rails_of_ours(rails))}\n{engine_file(config, tuned)}"
     if target == "vllm":
         lines = [comment("Run: vllm serve --config vllm.yaml --host 127.0.0.1 --port 8000"), _caution("vLLM")]
         lines += [*_named("served-model-name", model_name), *_rows(VLLM, config), *_fixed(vllm_fixed(config))]
+        lines += _rails(VLLM, config, rails)
     elif target == "sglang":
         lines = [comment("Run: python -m sglang.launch_server --config sglang.yaml --port 8000"), _caution("SGLang")]
         lines += [*_named("served-model-name", model_name), *_rows(SGLANG, config), *_fixed(sglang_fixed(config))]
+        lines += _rails(SGLANG, config, rails)
     elif target == "tensorrt-llm":
         lines = [comment(f"Run: trtllm-serve {shlex.quote(config.model)} --config tensorrt_llm.yaml --port 8000")]
-        lines += [_caution("TensorRT-LLM"), *_nested(TENSORRT_LLM, config)]
+        lines += [_caution("TensorRT-LLM"), *_nested(TENSORRT_LLM, config, rails)]
     else:
-        return "#!/bin/sh\n" + header + "".join(_script(config, model_name))
+        return "#!/bin/sh\n" + header + "".join(_script(config, model_name, rails))
     return header + "".join(lines)
 
 
@@ -134,29 +143,68 @@ def _about(row: Row, fit: str, note: str) -> str:
     return comment(f"{row.knob} -> {f'--{row.flag}' if row.flag else 'no flag'}: {fit}. {note}")
 
 
+def _off(
+    rows: tuple[Row, ...], config: EngineConfig, rails: tuple[GuardRail, ...]
+) -> Iterator[tuple[str, str | None, Any]]:
+    """Comments on the guard rails, the mapping of each field that one would change with its flag and value."""
+    if rails:
+        yield comment("Guard rails: not measured, hence not switched on."), None, None
+    for rail in rails:
+        yield comment(rail.why), None, None
+        changed = config.model_copy(update=dict(rail.changes))
+        for row in (row for row in rows if row.knob in rail.changes):
+            mapped = row.rule(changed)
+            yield _about(row, mapped.fit, mapped.note), row.flag, mapped.value
+
+
+def _rails(rows: tuple[Row, ...], config: EngineConfig, rails: tuple[GuardRail, ...]) -> Iterator[str]:
+    """Guard rails as comments; one that the engine has, as a line that takes effect without its #."""
+    if rails:
+        yield "\n"
+    for line, flag, value in _off(rows, config, rails):
+        yield line
+        if flag is not None and value is not None:
+            yield f"#{entry(flag, value)}"
+
+
+def _rails_of_ours(rails: tuple[GuardRail, ...]) -> Iterator[str]:
+    """In the header, for what follows it is what was measured."""
+    if rails:
+        yield comment("Guard rails: not measured, hence not switched on. To have one, change its settings below.")
+    for rail in rails:
+        settings = ", ".join(f"{name}: {str(value).lower()}" for name, value in rail.changes.items())
+        yield comment(f"{settings}. {rail.why}")
+
+
 def _fixed(fixed: Fixed) -> Iterator[str]:
     for flag, (value, note) in fixed.items():
         yield "\n" + comment(f"{flag}: {note}")
         yield entry(flag, value)
 
 
-def _nested(rows: tuple[Row, ...], config: EngineConfig) -> Iterator[str]:
-    """Comments first, for a nested mapping cannot be broken up by them; then the YAML."""
+def _nested(rows: tuple[Row, ...], config: EngineConfig, rails: tuple[GuardRail, ...]) -> Iterator[str]:
+    """Comments first, for a nested mapping cannot be broken up by them; then the YAML, a guard rail's line at the end
+    of the mapping that it belongs into."""
     tree: dict[str, Any] = {"enable_chunked_prefill": True}
+    off: dict[str, str] = {}
     for row in rows:
         mapped = row.rule(config)
         yield _about(row, mapped.fit, mapped.note).replace("-> --", "-> ")
         if mapped.value is not None:
             assert row.flag is not None, row.knob
-            *path, last = row.flag.split(".")
-            branch = tree
-            for part in path:
-                branch = branch.setdefault(part, {})
-            branch[last] = mapped.value
-    yield "\n" + yaml.safe_dump(tree, default_flow_style=False, allow_unicode=False, width=math.inf, sort_keys=False)
+            branch, _, last = row.flag.rpartition(".")
+            (tree.setdefault(branch, {}) if branch else tree)[last] = mapped.value
+    for line, flag, value in _off(rows, config, rails):
+        yield line.replace("-> --", "-> ")
+        if flag is not None and value is not None:
+            branch, _, last = flag.rpartition(".")
+            off[branch] = off.get(branch, "") + f"  #{entry(last, value)}"
+    yield "\n"
+    for key, value in tree.items():
+        yield entry(key, value) + off.get(key, "")
 
 
-def _script(config: EngineConfig, model_name: str) -> Iterator[str]:
+def _script(config: EngineConfig, model_name: str, rails: tuple[GuardRail, ...]) -> Iterator[str]:
     """Comments, then one command whose every word is quoted."""
     yield comment("Run: sh llamacpp.sh --host 127.0.0.1 --port 8000")
     yield _caution("llama.cpp")
@@ -169,5 +217,6 @@ def _script(config: EngineConfig, model_name: str) -> Iterator[str]:
     for flag, (value, note) in llamacpp_fixed(config).items():
         yield comment(f"{flag}: {note}")
         words += [f"--{flag}"] if value is True else [f"--{flag}", str(value)]
+    yield from (line for line, _, _ in _off(LLAMACPP, config, rails))
     quoted = " ".join(shlex.quote(word) for word in words)
     yield f'\nexec "${{LLAMA_SERVER:-llama-server}}" {quoted} "$@"\n'

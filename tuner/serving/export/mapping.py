@@ -189,6 +189,14 @@ def lookup_length(note: str) -> Rule:
     return rule
 
 
+def capped_by_gateway(config: EngineConfig) -> Mapped:
+    """max_queued_requests for an engine whose queue has no limit."""
+    if config.max_queued_requests is None:
+        return Mapped("exact", "Not used: nothing is lost.")
+    admitted = config.max_queued_requests + sequences_without_window(config)
+    return Mapped("none", f"No queue cap: let a gateway admit {admitted} requests at once, running or waiting.")
+
+
 def eager(config: EngineConfig) -> Mapped:
     """enforce_eager, for an engine whose own default are CUDA graphs."""
     if config.enforce_eager:
@@ -210,7 +218,7 @@ NO_WINDOW: tuple[Row, ...] = (
     Row("kv_heavy_tokens", None, none("Belongs to kv_window.")),
 )
 """The window and what belongs to it, for an engine that has none."""
-NO_QUEUE_CAP: tuple[Row, ...] = tuple(
-    Row(knob, None, unless_set(knob, "No queue cap: limit requests in a gateway."))
-    for knob in ("max_queued_requests", "max_queued_tokens")
+NO_QUEUE_CAP: tuple[Row, ...] = (
+    Row("max_queued_requests", None, capped_by_gateway),
+    Row("max_queued_tokens", None, unless_set("max_queued_tokens", "No queue cap: limit requests in a gateway.")),
 )

@@ -74,7 +74,8 @@ def _truncation(config: EngineConfig) -> Mapped:
 def _adaptive(config: EngineConfig) -> Mapped:
     if not (config.speculation_adaptive and config.num_speculative_tokens):
         return Mapped("exact", "Off.")
-    return Mapped("approximate", "SGLang adapts the depth by a rule of its own.", True)
+    # adaptive_unsupported_reason: with another algorithm the flag is taken back with a warning.
+    return Mapped("none", "SGLang adapts the depth of EAGLE alone; it guesses as many tokens in every step.")
 
 
 def sglang_fixed(config: EngineConfig) -> Fixed:
@@ -126,6 +127,6 @@ SGLANG: tuple[Row, ...] = (
         None,
         unless_set("prompt_lookup_max", "speculative-ngram-max-trie-depth is another measure."),
     ),
-    Row("speculation_adaptive", "speculative-adaptive", _adaptive),
+    Row("speculation_adaptive", None, _adaptive),
     Row("speculation_min_acceptance", None, unless_set("speculation_min_acceptance", "SGLang has no such floor.")),
 )

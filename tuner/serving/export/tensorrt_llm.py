@@ -64,6 +64,29 @@ def _pool(config: EngineConfig) -> Mapped:
     return Mapped("exact", "Bytes of the page pool of one GPU.", config.kv_cache_memory_bytes)
 
 
+def _fallback(config: EngineConfig) -> bool:
+    return bool(config.num_speculative_tokens and config.speculation_adaptive and config.speculation_min_acceptance > 0)
+
+
+def _adaptive(config: EngineConfig) -> Mapped:
+    if not (config.speculation_adaptive and config.num_speculative_tokens):
+        return Mapped("exact", "Not used: nothing is lost.")
+    if not _fallback(config):
+        return Mapped("none", "As many tokens are guessed in every step.")
+    note = "As many tokens in every step, until the mean over this many falls below the threshold: then none, for good."
+    return Mapped("approximate", note, ACCEPTANCE_WINDOW)
+
+
+def _min_acceptance(config: EngineConfig) -> Mapped:
+    if not _fallback(config):
+        return Mapped("exact", "Not used: nothing is lost.")
+    note = "Accepted of drafted tokens. Older ones have acceptance_window and acceptance_length_threshold instead."
+    return Mapped("approximate", note, config.speculation_min_acceptance)
+
+
+ACCEPTANCE_WINDOW = 1000
+"""Steps: what ends speculation for good should not be chance."""
+# decoding_type is a literal of DraftTargetDecodingConfig; the guide's DraftTarget was the word up to 1.2.
 _DRAFT_TARGET = Mapped("exact", "A draft model of its own.", "Draft_Target")
 _NGRAM = Mapped("approximate", "n-grams may be copied from another place.", "NGram")
 _PAGE_SIZES = (2, 4, 8, 16, 32, 64, 128, 256)
@@ -115,6 +138,6 @@ TENSORRT_LLM: tuple[Row, ...] = (
         "speculative_config.max_matching_ngram_size",
         lookup_length("Longest n-gram."),
     ),
-    Row("speculation_adaptive", None, unless_set("speculation_adaptive", "As many tokens are guessed in every step.")),
-    Row("speculation_min_acceptance", None, unless_set("speculation_min_acceptance", "There is no such floor.")),
+    Row("speculation_adaptive", "speculative_config.acceptance_rate_window_size", _adaptive),
+    Row("speculation_min_acceptance", "speculative_config.acceptance_rate_threshold", _min_acceptance),
 )

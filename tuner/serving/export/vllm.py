@@ -21,6 +21,7 @@ from tuner.serving.export.mapping import (
     none,
     page_size,
     same,
+    sequences_without_window,
 )
 
 _VLLM_BLOCK_SIZES = (1, 8, 16, 32, 64, 128, 256)
@@ -101,8 +102,8 @@ def _watermark(config: EngineConfig) -> Mapped:
 def _max_queued_requests(config: EngineConfig) -> Mapped:
     if config.max_queued_requests is None:
         return Mapped("exact", "No limit, as by default in vLLM.")
-    note = "vLLM counts what runs as well, hence max_num_seqs more; it answers 503 where we answer 429."
-    return Mapped("approximate", note, config.max_queued_requests + config.max_num_seqs)
+    note = "vLLM counts what runs as well, hence --max-num-seqs more; it answers 503 where we answer 429."
+    return Mapped("approximate", note, config.max_queued_requests + sequences_without_window(config))
 
 
 def _max_queued_tokens(config: EngineConfig) -> Mapped:

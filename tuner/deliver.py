@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from reports.evidence import NOTHING, Evidence
 from reports.page import write_report
@@ -108,7 +109,7 @@ def export_to(
         raise ValueError(why)
     assert found.trial is not None
     today = datetime.now(UTC).date().isoformat()
-    provenance = Provenance(results.spec.name, found.trial.number, today, remarks)
+    provenance = Provenance(results.spec.name, found.trial.number, today, (*remarks, *_machine(results.environment)))
     config = config_of(results.spec, found.trial.knobs)
     when = retune_when(results, found)
     paths = export(
@@ -120,6 +121,7 @@ def export_to(
         engine=engine,
         image=image,
         held=None if when is None else _held(results, when),
+        on_gpu=bool(results.environment.get("gpus")),
     )
     served = engine if target in MANIFESTS else target
     alerted = served in alerts.ENGINES and found.deployable
@@ -145,6 +147,14 @@ def _limits(when: RetuneWhen) -> alerts.Limits:
         least_acceptance=None if when.acceptance is None else max(when.acceptance - POINTS, 0.0),
         hits=None if when.hits is None else (when.hits, POINTS),
     )
+
+
+def _machine(environment: Mapping[str, Any]) -> tuple[str, ...]:
+    """What it was measured on, in one line; nothing where that is not known."""
+    if gpus := environment.get("gpus"):
+        return (f"Measured on {'; '.join(gpus)}.",)
+    cpu, cores = environment.get("cpu"), environment.get("cpu_cores")
+    return (f"Measured without a GPU, on {cores} cores of {cpu}.",) if cpu and cores else ()
 
 
 def _held(results: StudyResults, when: RetuneWhen) -> Held:

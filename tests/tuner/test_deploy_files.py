@@ -15,6 +15,7 @@ from tests.tuner.builders import checkpoint
 from tuner.serving.config import ServingConfig
 from tuner.serving.export.files import ENGINES, Provenance, export
 from tuner.serving.export.guard_rails import Held
+from tuner.serving.export.manifests import MANIFESTS
 
 PROVENANCE = Provenance(study="demo", trial=17, date="2026-11-21")
 HOSTILE = ["two words", "a\nb: 1", "$(touch pwned)", "`id`", "quote'\"", "a;b", "%n", "-x", "\u2028"]
@@ -56,11 +57,24 @@ def _config(model: Path, **changes: Any) -> ServingConfig:
 
 
 def _export(
-    target: str, tmp_path: Path, engine: str = "vllm", name: str = "mini", held: Held | None = None, **changes: Any
+    target: str,
+    tmp_path: Path,
+    engine: str = "vllm",
+    name: str = "mini",
+    held: Held | None = None,
+    on_gpu: bool = True,
+    **changes: Any,
 ) -> list[Path]:
-    config = _config(tmp_path / "m", **changes)
-    out = tmp_path / "out"
-    return export(target, config, out=out, model_name=name, provenance=PROVENANCE, engine=engine, held=held)
+    return export(
+        target,
+        _config(tmp_path / "m", **changes),
+        out=tmp_path / "out",
+        model_name=name,
+        provenance=PROVENANCE,
+        engine=engine,
+        held=held,
+        on_gpu=on_gpu,
+    )
 
 
 def _loaded(target: str, tmp_path: Path, **changes: Any) -> tuple[dict[str, Any], str]:
@@ -175,11 +189,79 @@ def test_kubernetes_accepts_the_manifest(tmp_path: Path, engine: str, name: str)
         kubernetes_validate.validate(document, "1.37", strict=True)
     assert documents["ConfigMap"]["data"] == {own.name: own.read_text(encoding="utf-8")}
     pod = documents["Deployment"]["spec"]["template"]
-    assert documents["Service"]["spec"]["selector"] == pod["metadata"]["labels"]
+    selected = documents["Service"]["spec"]["selector"]
+    assert selected and selected.items() <= pod["metadata"]["labels"].items()
+    assert documents["Deployment"]["spec"]["selector"]["matchLabels"] == selected
     (container,) = pod["spec"]["containers"]
     assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["spec"]["volumes"]}
     assert f"/etc/servetune/{own.name}" in container["command"]
     assert container["resources"]["limits"] == {"nvidia.com/gpu": 1}
+
+
+def _container(tmp_path: Path, **changes: Any) -> tuple[dict[str, Any], dict[str, Any], str]:
+    *_, path = _export("kubernetes", tmp_path, **changes)
+    text = path.read_text(encoding="utf-8")
+    (deployment,) = [d for d in yaml.safe_load_all(text) if d["kind"] == "Deployment"]
+    pod = deployment["spec"]["template"]["spec"]
+    return pod["containers"][0], pod, text
+
+
+def test_a_pod_ends_its_answers_before_it_is_killed(tmp_path: Path) -> None:
+    """vLLM aborts them at SIGTERM unless told (--shutdown-timeout, 0.32.0), ours waits 25 s unless told."""
+    for engine, option in (("vllm", "--shutdown-timeout"), ("engine", "--drain-timeout")):
+        container, pod, _ = _container(tmp_path / engine, engine=engine)
+        drain = int(container["command"][container["command"].index(option) + 1])
+        sleep = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+        assert 0 < sleep + drain < pod["terminationGracePeriodSeconds"]
+
+
+def test_a_pod_has_no_more_rights_than_it_needs_and_a_bound_on_its_memory(tmp_path: Path) -> None:
+    container, pod, text = _container(tmp_path, device="cuda", **SPECULATIVE)
+    assert pod["automountServiceAccountToken"] is False and pod["enableServiceLinks"] is False
+    assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert container["resources"]["requests"].keys() == {"cpu", "memory"}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "2Gi"}
+    assert all(mount.get("readOnly") for mount in container["volumeMounts"] if mount["name"] != "shm")
+    for volume in volumes.values():
+        if "persistentVolumeClaim" in volume:
+            assert f"{volume['persistentVolumeClaim']['claimName']} with the files of " in text
+    assert text.count("with the files of") == 2
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "on_gpu", "gpus"),
+    [("engine", "auto", False, 0), ("engine", "auto", True, 1), ("engine", "cpu", True, 0), ("vllm", "auto", False, 1)],
+)
+def test_our_engine_gets_the_device_that_it_was_measured_on(
+    tmp_path: Path, engine: str, device: str, on_gpu: bool, gpus: int
+) -> None:
+    """The images of the others need a GPU whatever the study had."""
+    container, pod, _ = _container(tmp_path, engine=engine, device=device, on_gpu=on_gpu)
+    assert container["resources"].get("limits", {}).get("nvidia.com/gpu", 0) == gpus
+    assert ("tolerations" in pod) == bool(gpus)
+
+
+@pytest.mark.parametrize("target", MANIFESTS)
+def test_a_manifest_is_read_by_people(tmp_path: Path, target: str) -> None:
+    *_, path = _export(target, tmp_path, **SPECULATIVE)
+    text = path.read_text(encoding="utf-8")
+    assert "&id0" not in text and "[]" not in text and "{}" not in text
+    head = [line for line in text.splitlines() if line.startswith("# ")]
+    assert head[1].startswith("# Run: ") and any(" key: " in line for line in head) == (target != "helm-values")
+
+
+@pytest.mark.parametrize(("engine", "word"), [("engine", "No such image is published"), ("llamacpp", "tag moves")])
+def test_an_image_that_is_not_to_be_had_as_it_is_says_so(tmp_path: Path, engine: str, word: str) -> None:
+    *_, path = _export("compose", tmp_path, engine=engine)
+    assert word in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("target", ["vllm", "systemd"])
+def test_an_image_that_nobody_runs_is_refused(tmp_path: Path, target: str) -> None:
+    config = _config(tmp_path / "m")
+    with pytest.raises(ValueError, match=f"--image: --to {target} runs no image; expected --to compose"):
+        export(target, config, out=tmp_path, model_name="mini", provenance=PROVENANCE, image="mine:1")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -198,9 +280,25 @@ def test_helm_values_carry_every_flag(tmp_path: Path) -> None:
     (model,) = yaml.safe_load(path.read_text(encoding="utf-8"))["servingEngineSpec"]["modelSpec"]
     words = model["vllmConfig"]["extraArgs"]
     flags = yaml.safe_load(own.read_text(encoding="utf-8"))
-    assert {f"--{flag}" for flag in flags} - {"--model"} == {word for word in words if word.startswith("--")}
+    assert {f"--{flag}" for flag in flags} - {"--model"} | {"--shutdown-timeout"} == {
+        word for word in words if word.startswith("--")
+    }
+    assert model["vllmConfig"]["enablePrefixCaching"] is False, "what the chart adds of its own must not contradict"
     assert words[words.index("--kv-cache-dtype") + 1] == "int8_per_token_head"
     assert (model["repository"], model["tag"]) == ("vllm/vllm-openai", "v0.32.0")
+
+
+def test_helm_values_mount_the_models_where_the_arguments_name_them(tmp_path: Path) -> None:
+    *_, path = _export("helm-values", tmp_path, held=Held(12.9, ("docs", 2.0)), name="x" * 60, **SPECULATIVE)
+    text = path.read_text(encoding="utf-8")
+    (model,) = yaml.safe_load(text)["servingEngineSpec"]["modelSpec"]
+    assert [mount["mountPath"] for mount in model["extraVolumeMounts"]] == [
+        str(tmp_path / "m"),
+        str(tmp_path / "draft"),
+    ]
+    assert [volume["name"] for volume in model["extraVolumes"]] == ["model-0", "model-1"]
+    assert "add to extraArgs: --max-num-queued-reqs and '33'" in text
+    assert len(f"release-{model['name']}-vllm-stack") <= 63, "the chart's host name"
 
 
 def test_helm_values_are_vllms_only(tmp_path: Path) -> None:

@@ -171,7 +171,9 @@ MODEL: dict[str, Any] = {
     "requestCPU": {"type": ["integer", "number", "string"]}, "requestMemory": {"type": "string"},
     "requestGPU": {"type": ["integer", "number", "string"]},
     "vllmConfig": {"type": "object", "additionalProperties": False,
-                   "properties": {"extraArgs": {"type": "array", "items": {"type": "string"}}}},
+                   "properties": {"enablePrefixCaching": {"type": "boolean"},
+                                  "extraArgs": {"type": "array", "items": {"type": "string"}}}},
+    "extraVolumes": {"type": "array"}, "extraVolumeMounts": {"type": "array"},
 }  # fmt: skip
 CHART: dict[str, Any] = {
     "type": "object", "additionalProperties": False, "required": ["servingEngineSpec"],

@@ -16,9 +16,10 @@ from typing import Any
 from engine.config import EngineConfig, parse_config
 from tuner.serving.config import ServingConfig
 from tuner.serving.engine_file import comment, engine_file, entry
+from tuner.serving.export.deployment import Deployment
 from tuner.serving.export.guard_rails import GuardRail, Held, guard_rails
 from tuner.serving.export.llamacpp import LLAMACPP, llamacpp_fixed
-from tuner.serving.export.manifests import MANIFESTS, Deployment, manifest
+from tuner.serving.export.manifests import MANIFESTS, instructions, manifest
 from tuner.serving.export.mapping import Fixed, Row
 from tuner.serving.export.sglang import SGLANG, sglang_fixed
 from tuner.serving.export.tensorrt_llm import TENSORRT_LLM
@@ -28,6 +29,7 @@ ENGINES = {"engine": "engine.yaml", "vllm": "vllm.yaml", "sglang": "sglang.yaml"
            "llamacpp": "llamacpp.sh"}  # fmt: skip
 """Target -> the file that its engine reads."""
 TARGETS = (*ENGINES, *MANIFESTS)
+IMAGE_TARGETS = tuple(target for target in MANIFESTS if target != "systemd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +53,19 @@ def export(
     engine: str = "vllm",
     image: str | None = None,
     held: Held | None = None,
+    on_gpu: bool = True,
 ) -> list[Path]:
     """Write the files of `target` (one of TARGETS) into the directory `out` and return their paths.
 
     model_name: the name clients ask for, where the target can set it. engine, image: what a manifest runs; the
-    engine's own file is written beside it. held: what guard rails follow from; None names none. Raises ValueError for
-    an unknown target, for values that are no EngineConfig, and when the model's longest sequence cannot be read.
+    engine's own file is written beside it. held: what guard rails follow from; None names none. on_gpu: it was
+    measured on one. Raises ValueError for an unknown target, for an image where none is run, for values that are no
+    EngineConfig, and when the model's longest sequence cannot be read.
     """
     _known("--to", target, TARGETS)
     _known("--engine", engine, tuple(ENGINES))
+    if image is not None and target not in IMAGE_TARGETS:
+        raise ValueError(f"--image: --to {target} runs no image; expected --to {', '.join(IMAGE_TARGETS)}")
     engine_config = parse_config(config.values, source=f"configuration {config.fingerprint}")
     header = _header(config, provenance)
     served = engine if target in MANIFESTS else target
@@ -68,8 +74,11 @@ def export(
     out.mkdir(parents=True, exist_ok=True)
     paths = [_write(out / ENGINES[served], text)]
     if target in MANIFESTS:
-        deployment = Deployment(served, ENGINES[served], text, engine_config, model_name, config.fingerprint, image)
-        paths.append(_write(out / MANIFESTS[target], header + manifest(target, deployment)))
+        run = Deployment(served, ENGINES[served], text, engine_config, model_name, config.fingerprint, image, on_gpu)
+        head = header + "".join(
+            map(comment, (*instructions(target, run), *_left_to_helm(target, engine_config, rails)))
+        )
+        paths.append(_write(out / MANIFESTS[target], head + manifest(target, run)))
     return paths
 
 
@@ -165,6 +174,14 @@ def _rails(rows: tuple[Row, ...], config: EngineConfig, rails: tuple[GuardRail, 
         yield line
         if flag is not None and value is not None:
             yield f"#{entry(flag, value)}"
+
+
+def _left_to_helm(target: str, config: EngineConfig, rails: tuple[GuardRail, ...]) -> Iterator[str]:
+    """Guard rails for extraArgs: PyYAML writes no comment into a list."""
+    if target == "helm-values":
+        for _, flag, value in _off(VLLM, config, rails):
+            if flag is not None and value is not None:
+                yield f"Guard rail, see vllm.yaml; to switch it on, add to extraArgs: --{flag} and '{value}'."
 
 
 def _rails_of_ours(rails: tuple[GuardRail, ...]) -> Iterator[str]:

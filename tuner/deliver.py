@@ -16,9 +16,8 @@ from tuner.retune import POINTS, RetuneWhen, conditions, retune_when
 from tuner.scored import slo_of
 from tuner.serving.adapters import engine_text
 from tuner.serving.export import alerts
-from tuner.serving.export.files import ENGINES, Provenance, export
+from tuner.serving.export.files import ENGINES, Provenance, export, served_by
 from tuner.serving.export.guard_rails import Held
-from tuner.serving.export.manifests import MANIFESTS
 from tuner.traffic.profile import SERIES, LengthCounts, drift_limit
 
 ALERTS = "alerts.yaml"
@@ -94,7 +93,7 @@ def export_to(
     results: StudyResults,
     found: Recommendation,
     out: Path,
-    engine: str = "vllm",
+    engine: str | None = None,
     image: str | None = None,
     remarks: tuple[str, ...] = (),
     force: bool = False,
@@ -123,7 +122,7 @@ def export_to(
         held=None if when is None else _held(results, when),
         on_gpu=bool(results.environment.get("gpus")),
     )
-    served = engine if target in MANIFESTS else target
+    served = served_by(target, engine)
     alerted = served in alerts.ENGINES and found.deployable
     return [*paths, _write_alerts(results, found, out, (served,))] if alerted else paths
 

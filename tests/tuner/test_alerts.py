@@ -164,8 +164,8 @@ def test_exports_bring_their_alerts(tmp_path: Path) -> None:
         results = load_results(store, "fake")
     found = recommend(results)
     for target, engine, groups in (
-        ("engine", "vllm", ["servetune-retune"]), ("vllm", "vllm", ["vllm-retune"]), ("sglang", "vllm", None),
-        ("systemd", "engine", ["servetune-retune"]),
+        ("engine", None, ["servetune-retune"]), ("vllm", "vllm", ["vllm-retune"]), ("sglang", None, None),
+        ("systemd", "engine", ["servetune-retune"]), ("systemd", None, ["vllm-retune"]),
     ):  # fmt: skip
         paths = export_to(target, results, found, tmp_path / f"{target}-{engine}", engine)
         written = [path for path in paths if path.name == "alerts.yaml"]

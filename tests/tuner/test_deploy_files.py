@@ -59,7 +59,7 @@ def _config(model: Path, **changes: Any) -> ServingConfig:
 def _export(
     target: str,
     tmp_path: Path,
-    engine: str = "vllm",
+    engine: str | None = None,
     name: str = "mini",
     held: Held | None = None,
     on_gpu: bool = True,
@@ -319,5 +319,18 @@ def test_a_systemd_unit_has_one_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("option", "given"), [("--to", "kubernets"), ("--engine", "vlm")])
 def test_an_unknown_word_names_the_nearest(tmp_path: Path, option: str, given: str) -> None:
     target, engine = (given, "vllm") if option == "--to" else ("compose", given)
-    with pytest.raises(ValueError, match=f"{option} {given}: unknown export target; did you mean (kubernetes|vllm)"):
+    with pytest.raises(ValueError, match=f"{option} {given}: unknown (target|engine); did you mean (kubernetes|vllm)"):
         _export(target, tmp_path, engine=engine)
+
+
+def test_an_engine_beside_another_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--engine sglang: --to vllm writes for vllm; expected --to compose"):
+        _export("vllm", tmp_path, engine="sglang")
+
+
+@pytest.mark.parametrize("image", ["repository/only", "host:5000/repository", "name"])
+def test_the_chart_wants_a_tag(tmp_path: Path, image: str) -> None:
+    config = _config(tmp_path / "m")
+    with pytest.raises(ValueError, match=f"--image {image}: expected REPOSITORY:TAG"):
+        export("helm-values", config, out=tmp_path, model_name="mini", provenance=PROVENANCE, image=image)
+    assert not (tmp_path / "vllm.yaml").exists(), "what cannot be written whole is not begun"

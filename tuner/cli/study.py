@@ -267,8 +267,12 @@ def export(
     ],
     out: Annotated[Path, typer.Option(help="Directory for the files.")],
     study: StudyOption = None,
-    engine: Annotated[str, typer.Option(help="Which engine compose, kubernetes or systemd run.")] = "vllm",
-    image: Annotated[str | None, typer.Option(help="Container image; default the engine's own of a fixed tag.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="Which engine compose, kubernetes or systemd run; default vllm.")
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Container image for compose, kubernetes, helm-values; default the engine's own.")
+    ] = None,
     trial: Annotated[
         int | None, typer.Option(help="Another trial than the recommended, such as an alternative.")
     ] = None,
@@ -286,7 +290,7 @@ def export(
         trial = found.least_violating.number
     chosen = found if trial is None else instead(results, found, trial)
     if (why := refusal(chosen)) is not None and not (force and chosen.trial is not None):
-        typer.echo(why, err=True)
+        typer.echo(why if chosen.trial is None else f"{why} --force writes it all the same.", err=True)
         raise typer.Exit(NOTHING_FEASIBLE)
     remarks = (why or chosen.verdict,) if chosen is not found or why else ()
     for path in export_to(to, results, chosen, out, engine, image, remarks, force):

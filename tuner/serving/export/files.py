@@ -50,43 +50,51 @@ def export(
     out: Path,
     model_name: str,
     provenance: Provenance,
-    engine: str = "vllm",
+    engine: str | None = None,
     image: str | None = None,
     held: Held | None = None,
     on_gpu: bool = True,
 ) -> list[Path]:
     """Write the files of `target` (one of TARGETS) into the directory `out` and return their paths.
 
-    model_name: the name clients ask for, where the target can set it. engine, image: what a manifest runs; the
-    engine's own file is written beside it. held: what guard rails follow from; None names none. on_gpu: it was
-    measured on one. Raises ValueError for an unknown target, for an image where none is run, for values that are no
-    EngineConfig, and when the model's longest sequence cannot be read.
+    model_name: the name clients ask for, where the target can set it. engine, image: what a manifest runs, by default
+    vllm; the engine's own file is written beside it. held: what guard rails follow from; None names none. on_gpu: it
+    was measured on one. Raises ValueError for an unknown target, for an engine or image that it does not run, for
+    values that are no EngineConfig, and when the model's longest sequence cannot be read; nothing is written then.
     """
-    _known("--to", target, TARGETS)
-    _known("--engine", engine, tuple(ENGINES))
+    served = served_by(target, engine)
     if image is not None and target not in IMAGE_TARGETS:
         raise ValueError(f"--image: --to {target} runs no image; expected --to {', '.join(IMAGE_TARGETS)}")
     engine_config = parse_config(config.values, source=f"configuration {config.fingerprint}")
     header = _header(config, provenance)
-    served = engine if target in MANIFESTS else target
     rails = () if held is None else guard_rails(engine_config, held)
     text = _engine_text(served, engine_config, header, frozenset(config.knobs), model_name, rails)
-    out.mkdir(parents=True, exist_ok=True)
-    paths = [_write(out / ENGINES[served], text)]
+    files = {ENGINES[served]: text}
     if target in MANIFESTS:
         run = Deployment(served, ENGINES[served], text, engine_config, model_name, config.fingerprint, image, on_gpu)
-        head = header + "".join(
-            map(comment, (*instructions(target, run), *_left_to_helm(target, engine_config, rails)))
-        )
-        paths.append(_write(out / MANIFESTS[target], head + manifest(target, run)))
-    return paths
+        told = (*instructions(target, run), *_left_to_helm(target, engine_config, rails))
+        files[MANIFESTS[target]] = header + "".join(map(comment, told)) + manifest(target, run)
+    out.mkdir(parents=True, exist_ok=True)
+    return [_write(out / name, content) for name, content in files.items()]
 
 
-def _known(option: str, given: str, choices: tuple[str, ...]) -> None:
+def served_by(target: str, engine: str | None) -> str:
+    """The engine whose words are written: of a manifest `engine`, by default vllm. Raises ValueError for an unknown
+    word, and for an engine beside a target that is another one."""
+    _known("--to", "target", target, TARGETS)
+    if target in MANIFESTS:
+        _known("--engine", "engine", engine or "vllm", tuple(ENGINES))
+        return engine or "vllm"
+    if engine is not None and engine != target:
+        raise ValueError(f"--engine {engine}: --to {target} writes for {target}; expected --to {', '.join(MANIFESTS)}")
+    return target
+
+
+def _known(option: str, kind: str, given: str, choices: tuple[str, ...]) -> None:
     if given not in choices:
         near = difflib.get_close_matches(given, choices, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; choose from {', '.join(choices)}"
-        raise ValueError(f"{option} {given}: unknown export target{hint}")
+        raise ValueError(f"{option} {given}: unknown {kind}{hint}")
 
 
 def _write(path: Path, text: str) -> Path:

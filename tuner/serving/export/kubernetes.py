@@ -118,6 +118,8 @@ def helm_values(run: Deployment) -> list[dict[str, Any]]:
             f"--to helm-values: the chart (vLLM production stack) runs vllm only, given --engine {run.engine}"
         )
     repository, _, tag = run.run_image.rpartition(":")
+    if not repository or "/" in tag:
+        raise ValueError(f"--image {run.run_image}: expected REPOSITORY:TAG, for the chart has a key for each")
     arguments = ["--served-model-name", run.model_name]
     for row in VLLM:
         value = row.rule(run.config).value

@@ -26,6 +26,7 @@ SGLANG_FLAGS = {
     "chunked-prefill-size", "schedule-policy", "max-queued-requests", "page-size", "kv-cache-dtype",
     "disable-radix-cache", "enable-mixed-chunk", "speculative-algorithm", "speculative-draft-model-path",
     "speculative-num-steps", "speculative-eagle-topk", "speculative-num-draft-tokens",
+    "speculative-ngram-max-bfs-breadth",
     "enable-priority-scheduling", "schedule-low-priority-values-first",
 }  # fmt: skip
 """Fields of ServerArgs, sglang 0.5.20 (arg_groups/field_order.py of its wheel)."""
@@ -110,6 +111,12 @@ CASES: list[tuple[str, str, dict[str, Any], str, Any, str]] = [
     # what it is about, target, changes, flag, expected value, "knob: fit"
     ("the budget bounds prompts only", "sglang", {}, "chunked-prefill-size", 256,
      "max_num_batched_tokens: approximate"),
+    ("in whole pages, or SGLang does not start", "sglang", {"max_num_batched_tokens": 271}, "chunked-prefill-size", 256,
+     "max_num_batched_tokens: approximate"),
+    ("one page at least", "sglang", {"max_num_batched_tokens": 20, "block_size": 32}, "chunked-prefill-size", 32,
+     "max_num_batched_tokens: approximate"),
+    ("n-grams on one branch", "sglang", NGRAM, "speculative-ngram-max-bfs-breadth", 1,
+     "speculative_method: approximate"),
     ("fcfs is not SGLang's default", "sglang", {}, "schedule-policy", "fcfs", "scheduling_policy: exact"),
     ("SGLang has no fairness", "sglang", {"scheduling_policy": "fair"}, "schedule-policy", "fcfs",
      "scheduling_policy: none"),
@@ -150,6 +157,13 @@ def test_rules(
     knob, _, level = fit.partition(": ")
     (line,) = [line for line in text.splitlines() if line.startswith(f"# {knob} -> ")]
     assert f": {level}. " in line
+
+
+def test_sglang_is_not_told_to_mix_what_it_would_not(tmp_path: Path) -> None:
+    """supports_mixed_chunk of sglang 0.5.20: neither STANDALONE nor NGRAM."""
+    for changes, mixed in (({}, True), (SPECULATIVE, False), (NGRAM, False)):
+        loaded, text = _loaded("sglang", tmp_path / str(len(changes)), **changes)
+        assert loaded.get("enable-mixed-chunk", False) is mixed and "# enable-mixed-chunk: " in text
 
 
 LLAMACPP_CASES: list[tuple[str, dict[str, Any], str, str]] = [

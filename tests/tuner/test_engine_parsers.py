@@ -42,6 +42,8 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "kv_cache_memory_bytes": 2**30, "speculation_adaptive": True, **SPECULATIVE,
     },
     "int8": {"kv_cache_dtype": "int8", "kv_window": 124, "dtype": "bfloat16"},
+    "a budget that is no number of pages": {"max_num_batched_tokens": 271},
+    "a budget below a page": {"max_num_batched_tokens": 20, "block_size": 32},
     RAILS: {"held": HELD, **SPECULATIVE},
 }  # fmt: skip
 
@@ -62,13 +64,16 @@ for name in ("nms", "qnms"):
     torch.library.define("torchvision::" + name, "(Tensor dets, Tensor scores, float threshold) -> Tensor")
 for name in ("torchvision", "torchvision.io", "torchvision.transforms"):  # its wheel on PyPI needs CUDA
     sys.modules[name] = MagicMock(__spec__=importlib.machinery.ModuleSpec(name, None))
+from sglang.srt.arg_groups.validation_hook import check_server_args
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.utils.server_args_config_parser import ConfigArgumentMerger
 parser = argparse.ArgumentParser()
 ServerArgs.add_cli_args(parser)
 for file in sys.argv[1:]:
     words = ConfigArgumentMerger(parser).merge_config_with_args(["--config", file])
-    print("parsed " + json.dumps(vars(parser.parse_args(words)), default=str))
+    found = parser.parse_args(words)
+    check_server_args(ServerArgs.from_cli_args(found))  # what fits together, and what would be taken back
+    print("parsed " + json.dumps(vars(found), default=str))
 """
 
 
@@ -112,6 +117,9 @@ def test_sglang_parses_its_file(tmp_path: Path) -> None:
     assert plain["disable_radix_cache"] is True and rest["disable_radix_cache"] is False
     assert found["n-grams"]["speculative_algorithm"] == "NGRAM"
     assert found[RAILS]["max_queued_requests"] == 25
+    assert found["a budget that is no number of pages"]["chunked_prefill_size"] == 16 * 16
+    assert plain["enable_mixed_chunk"] is True and rest["enable_mixed_chunk"] is False
+    assert found["n-grams"]["speculative_ngram_max_bfs_breadth"] == 1, "more need pages of one token"
     assert (rest["speculative_algorithm"], rest["speculative_num_draft_tokens"]) == ("STANDALONE", 4)
     assert (rest["kv_cache_dtype"], rest["page_size"], rest["max_queued_requests"]) == ("fp8_e4m3", 32, 16)
 

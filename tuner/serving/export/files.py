@@ -204,7 +204,8 @@ def _rails_of_ours(rails: tuple[GuardRail, ...]) -> Iterator[str]:
 def _fixed(fixed: Fixed) -> Iterator[str]:
     for flag, (value, note) in fixed.items():
         yield "\n" + comment(f"{flag}: {note}")
-        yield entry(flag, value)
+        if value is not None:
+            yield entry(flag, value)
 
 
 def _nested(rows: tuple[Row, ...], config: EngineConfig, rails: tuple[GuardRail, ...]) -> Iterator[str]:

@@ -25,7 +25,7 @@ class Mapped:
 
 Rule = Callable[[EngineConfig], Mapped]
 Fixed = dict[str, tuple[Any, str]]
-"""Flags that no single field gives: name -> (value, why)."""
+"""Flags that no single field gives: name -> (value, why). value: None where the flag is left out, and why it is."""
 
 
 @dataclass(frozen=True, slots=True)

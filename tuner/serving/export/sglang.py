@@ -40,8 +40,10 @@ def _dtype(config: EngineConfig) -> Mapped:
 
 
 def _token_budget(config: EngineConfig) -> Mapped:
-    note = "SGLang's budget of one step for prompts; decodes come on top, with enable-mixed-chunk in the same step."
-    return Mapped("approximate", note, config.max_num_batched_tokens)
+    # check_server_args: "chunked_prefill_size must be divisible by page_size".
+    pages = max(config.max_num_batched_tokens // config.block_size, 1)
+    note = "SGLang's budget of one step for prompts, in whole pages; decodes come on top."
+    return Mapped("approximate", note, pages * config.block_size)
 
 
 def _pool(config: EngineConfig) -> Mapped:
@@ -80,12 +82,19 @@ def _adaptive(config: EngineConfig) -> Mapped:
 
 def sglang_fixed(config: EngineConfig) -> Fixed:
     fixed: Fixed = {"enable-mixed-chunk": (True, "prompt chunks and decodes share steps, as measured.")}
+    if config.num_speculative_tokens:
+        # supports_mixed_chunk: neither STANDALONE nor NGRAM.
+        note = "not with speculation in SGLang: streams stand still while prompts are computed, which they did not."
+        fixed["enable-mixed-chunk"] = (None, note)
     if config.scheduling_policy == "priority":
         fixed["enable-priority-scheduling"] = (True, "priority of a request, lower values first.")
         fixed["schedule-low-priority-values-first"] = (True, "as vLLM and the measured engine read them.")
     if config.num_speculative_tokens:
         fixed["speculative-eagle-topk"] = (1, "one branch: SGLang wants the full triple.")
         fixed["speculative-num-draft-tokens"] = (config.num_speculative_tokens + 1, "steps + 1 with one branch.")
+        if not config.uses_draft_model:
+            note = "one branch, as measured; more of them want pages of one token, or flashinfer."
+            fixed["speculative-ngram-max-bfs-breadth"] = (1, note)
     return fixed
 
 

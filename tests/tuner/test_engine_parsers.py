@@ -43,6 +43,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     },
     "int8": {"kv_cache_dtype": "int8", "kv_window": 124, "dtype": "bfloat16"},
     "a budget that is no number of pages": {"max_num_batched_tokens": 271},
+    "a name with a colon": {"name": "llama3:8b"},
     "a budget below a page": {"max_num_batched_tokens": 20, "block_size": 32},
     RAILS: {"held": HELD, **SPECULATIVE},
 }  # fmt: skip
@@ -119,6 +120,7 @@ def test_sglang_parses_its_file(tmp_path: Path) -> None:
     assert found[RAILS]["max_queued_requests"] == 25
     assert found["a budget that is no number of pages"]["chunked_prefill_size"] == 16 * 16
     assert plain["enable_mixed_chunk"] is True and rest["enable_mixed_chunk"] is False
+    assert found["a name with a colon"]["served_model_name"] == "llama3-8b"
     assert found["n-grams"]["speculative_ngram_max_bfs_breadth"] == 1, "more need pages of one token"
     assert (rest["speculative_algorithm"], rest["speculative_num_draft_tokens"]) == ("STANDALONE", 4)
     assert (rest["kv_cache_dtype"], rest["page_size"], rest["max_queued_requests"]) == ("fp8_e4m3", 32, 16)

@@ -75,7 +75,9 @@ def test_the_exported_bytes_are_those_that_the_measured_engine_was_launched_with
     """Oracle: the launch files as the engine's processes found them. Each trial gets a process of its own: num_threads
     cannot be changed in a running one."""
     space = {"parameters": {"num_threads": {"type": "int", "low": 1, "high": 4}}}
-    assert tune("run", study_file(tmp_path, search_space=space), "--out", tmp_path / "runs").exit_code == 0
+    budget = {"trials": 2, "startup_trials": 2, "finalists": 0, "examine": False}
+    study = study_file(tmp_path, search_space=space, budget=budget)
+    assert tune("run", study, "--out", tmp_path / "runs").exit_code == 0
     launched = {path.read_bytes() for path in (tmp_path / "model").glob("launched-*.yaml")}
     with Store(tmp_path / "runs/fake/study.db", create=False) as store:
         numbers = [trial.number for trial in store.optuna_trials("fake") if trial.state.name == "COMPLETE"]

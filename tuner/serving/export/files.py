@@ -21,7 +21,7 @@ from tuner.serving.export.guard_rails import GuardRail, Held, guard_rails
 from tuner.serving.export.llamacpp import LLAMACPP, llamacpp_fixed
 from tuner.serving.export.manifests import MANIFESTS, instructions, manifest
 from tuner.serving.export.mapping import Fixed, Row
-from tuner.serving.export.sglang import SGLANG, sglang_fixed
+from tuner.serving.export.sglang import SGLANG, sglang_fixed, sglang_name
 from tuner.serving.export.tensorrt_llm import TENSORRT_LLM
 from tuner.serving.export.vllm import VLLM, vllm_fixed
 
@@ -119,7 +119,11 @@ def _engine_text(
         lines += _rails(VLLM, config, rails)
     elif target == "sglang":
         lines = [comment("Run: python -m sglang.launch_server --config sglang.yaml --port 8000"), _caution("SGLang")]
-        lines += [*_named("served-model-name", model_name), *_rows(SGLANG, config), *_fixed(sglang_fixed(config))]
+        lines += [
+            *_named("served-model-name", sglang_name(model_name)),
+            *_rows(SGLANG, config),
+            *_fixed(sglang_fixed(config)),
+        ]
         lines += _rails(SGLANG, config, rails)
     elif target == "tensorrt-llm":
         lines = [comment(f"Run: trtllm-serve {shlex.quote(config.model)} --config tensorrt_llm.yaml --port 8000")]

@@ -80,6 +80,11 @@ def _adaptive(config: EngineConfig) -> Mapped:
     return Mapped("none", "SGLang adapts the depth of EAGLE alone; it guesses as many tokens in every step.")
 
 
+def sglang_name(model_name: str) -> str:
+    """The name without colons, which SGLang keeps for `model:adapter` (check_server_args)."""
+    return model_name.replace(":", "-")
+
+
 def sglang_fixed(config: EngineConfig) -> Fixed:
     fixed: Fixed = {"enable-mixed-chunk": (True, "prompt chunks and decodes share steps, as measured.")}
     if config.num_speculative_tokens:

@@ -18,7 +18,7 @@ from tuner import ladder
 from tuner.bench import Bench
 from tuner.errors import LaunchError, ServingError
 from tuner.outcome import Outcome, broken, failed, judge
-from tuner.scored import representative
+from tuner.scored import representative, score
 from tuner.scoring.probes import ProbeRecord
 from tuner.serving.config import ServingConfig
 from tuner.serving.measurement import Measurement, Purpose
@@ -63,7 +63,8 @@ class Climb:
     def known(self, measured: Sequence[Measurement]) -> Outcome:
         """The outcome of a trial whose replays were stored by an earlier runner."""
         plan = self.bench.plan
-        outcome = judge(plan, representative(measured, self.reference, plan.spec)[0], self.reference)
+        scored = [(one, score(one, self.reference, plan.spec)) for one in measured]
+        outcome = judge(plan, representative(scored)[0], self.reference)
         replays = [judge(plan, one, self.reference) for one in measured]
         return self._with_rungs(outcome, replays)
 

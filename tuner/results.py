@@ -16,7 +16,7 @@ import yaml
 
 from tuner.drift import watch
 from tuner.pareto import non_dominated
-from tuner.scored import representative, score, worst_slo
+from tuner.scored import Scored, representative, score, worst_slo
 from tuner.scoring.metrics import TrafficMetrics
 from tuner.scoring.probes import ProbeRecord
 from tuner.scoring.quality import QualityScore
@@ -124,8 +124,13 @@ class StudyResults:
         return tuple(t for t in self.trials if t.on_front)
 
 
-def load_results(store: Store, study: str, spec: StudySpec | None = None) -> StudyResults:
+def load_results(
+    store: Store, study: str, spec: StudySpec | None = None, scores: dict[int, Scored] | None = None
+) -> StudyResults:
     """Everything that a study has measured so far, scored with `spec`, or with the study's own file.
+
+    scores: of measurements by id; what it lacks is added, so that who reads a study again and again scores each
+    measurement once.
 
     Raises ValueError for an unknown study, one that has no trials yet, and a spec that does not fit its records.
     """
@@ -133,16 +138,16 @@ def load_results(store: Store, study: str, spec: StudySpec | None = None) -> Stu
     used = spec or parse_spec(yaml.safe_load(info.spec), source=f"study {study!r}", base=Path("/"))
     reference = store.reference(str(info.provenance.get("reference_key", ""))) or ()
     measured = store.measurements(study)
-    by_trial: dict[int | None, list[Measurement]] = {}
+    known = {} if scores is None else scores
+    by_trial: dict[int | None, list[tuple[Measurement, Scored]]] = {}
     for stored in measured:
+        _score(stored, reference, used, known)
         if stored.measurement.purpose in TRIALS:
-            by_trial.setdefault(stored.trial, []).append(stored.measurement)
-    validations = _validations(measured, reference, used)
+            by_trial.setdefault(stored.trial, []).append((stored.measurement, known[stored.id]))
+    validations = _validations(measured, known)
     drifted = watch(measured, used, info.time_scale).affected
     failures = {failure.trial: failure for failure in store.failures(study)}
-    trials = [
-        _trial(t, by_trial.get(t.number, []), failures.get(t.number), reference, used) for t in store.trials(study)
-    ]
+    trials = [_trial(t, by_trial.get(t.number, []), failures.get(t.number)) for t in store.trials(study)]
     trials = [_doubted(trial) if trial.number in drifted else trial for trial in trials]
     if not trials:
         raise ValueError(f"study {study!r} has no trials yet; nothing to read")
@@ -172,16 +177,20 @@ def search_end(store: Store, study: str) -> Stop | None:
     return next((stop for stop in WORDS if stop == store.search_end(study)), None)
 
 
-def _trial(
-    asked: AskedTrial,
-    measured: Sequence[Measurement],
-    failure: Failure | None,
-    reference: Sequence[ProbeRecord],
-    spec: StudySpec,
-) -> TrialResult:
+def _score(
+    stored: StoredMeasurement, reference: Sequence[ProbeRecord], spec: StudySpec, scores: dict[int, Scored]
+) -> None:
+    """Probes are not part of a validation as a rule; its quality constraints are there only when it has some."""
+    measurement = stored.measurement
+    if stored.id not in scores and measurement.purpose in (*TRIALS, *VALIDATIONS):
+        answers = reference if measurement.probes or measurement.purpose in TRIALS else ()
+        scores[stored.id] = score(measurement, answers, spec)
+
+
+def _trial(asked: AskedTrial, measured: Sequence[tuple[Measurement, Scored]], failure: Failure | None) -> TrialResult:
     """A measurement outranks what became of the trial afterwards: it was stored before anything else happened."""
     if measured:
-        return _measured(asked.number, measured, reference, spec)
+        return _measured(asked.number, measured)
     if failure is not None:
         return _failed(failure)
     if asked.running:
@@ -189,13 +198,11 @@ def _trial(
     return TrialResult(asked.number, "failed", asked.params, None, {}, None, None, reason="not_measured")
 
 
-def _measured(
-    number: int, measured: Sequence[Measurement], reference: Sequence[ProbeRecord], spec: StudySpec
-) -> TrialResult:
-    measurement, scored, missed, rungs = representative(measured, reference, spec)
+def _measured(number: int, measured: Sequence[tuple[Measurement, Scored]]) -> TrialResult:
+    measurement, scored, missed, rungs = representative(measured)
     found = tuple(str(doubt) for doubt in scored.doubts)
     seconds = Counter[str]()
-    for one in measured:
+    for one, _ in measured:
         seconds.update(one.seconds)
     if (doubt := scored.disqualified) is not None:
         return TrialResult(
@@ -250,17 +257,14 @@ def _mark_front(trials: Sequence[TrialResult]) -> tuple[TrialResult, ...]:
     return tuple(replace(trial, on_front=trial.state == "feasible" and next(best)) for trial in trials)
 
 
-def _validations(
-    measured: Sequence[StoredMeasurement], reference: Sequence[ProbeRecord], spec: StudySpec
-) -> tuple[ValidationResult, ...]:
-    """Probes are not part of a validation as a rule; its quality constraints are there only when it has some. One that
-    a doubt disqualifies neither holds nor misses; the calibration only finds a load, and is kept."""
+def _validations(measured: Sequence[StoredMeasurement], scores: Mapping[int, Scored]) -> tuple[ValidationResult, ...]:
+    """One that a doubt disqualifies neither holds nor misses; the calibration only finds a load, and is kept."""
     found = []
     for stored in measured:
         measurement = stored.measurement
         if measurement.purpose not in VALIDATIONS:
             continue
-        scored = score(measurement, reference if measurement.probes else (), spec)
+        scored = scores[stored.id]
         if scored.disqualified is not None and measurement.purpose != "calibration":
             continue
         # The calibration precedes every trial and runs the baseline, which is trial 0.

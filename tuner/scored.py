@@ -103,10 +103,9 @@ def floor_of(spec: StudySpec, slice_name: str) -> Floor:
 
 
 def representative(
-    measured: Sequence[Measurement], reference: Sequence[ProbeRecord], spec: StudySpec
+    scored: Sequence[tuple[Measurement, Scored]],
 ) -> tuple[Measurement, Scored, float | None, tuple[tuple[float, float], ...]]:
     """The replay that a trial is scored by, its scores, its missed_scale and its rungs: see TrialResult."""
-    scored = [(measurement, score(measurement, reference, spec)) for measurement in measured]
     sound = [pair for pair in scored if pair[1].disqualified is None]
     rungs = tuple((one.time_scale, found.worst_slo) for one, found in sound)
     if not sound:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from tuner import ladder
 from tuner.bench import Bench
@@ -17,6 +18,7 @@ from tuner.finals import FIRST_REPLAYS, Candidate, choose, decided, estimates, n
 from tuner.outcome import disqualifying_doubt
 from tuner.recommend import TESTING, held, recommend
 from tuner.results import StudyResults, load_results
+from tuner.scored import Scored
 from tuner.serving.measurement import Purpose
 from tuner.stored import ValidationFailure
 from tuner.worth import climbs, field, proven, replays_of, shown
@@ -40,16 +42,18 @@ class Turn:
 
 def validate(bench: Bench) -> None:
     """Measure what is to be measured after the search. What failed in an earlier run is tried once more."""
-    results = _results(bench)
+    scores: dict[int, Scored] = {}
+    read = partial(load_results, bench.store, bench.study_name, scores=scores)
+    results = read()
     for failure in results.validation_failures:
         _measure(bench, results, Turn(failure.trial, failure.purpose, failure.time_scale))
-    results, raced = _results(bench), False
+    results, raced = read(), False
     while (turn := next_turn(results)) is not None:
         if raced and turn.purpose != "repeat":
             bench.report.note(_race_in_words(results))
         raced = turn.purpose == "repeat" and climbs(results)
         _measure(bench, results, turn)
-        results = _results(bench)
+        results = read()
 
 
 def next_turn(results: StudyResults) -> Turn | None:
@@ -172,10 +176,6 @@ def _race_in_words(results: StudyResults) -> str:
         f"finals: after {replays} replays {name} is the best of {len(standing)} with probability "
         f"{max(decided(found), 0.0):.2f}; one more replay should hold {claim}"
     )
-
-
-def _results(bench: Bench) -> StudyResults:
-    return load_results(bench.store, bench.study_name)
 
 
 def _measure(bench: Bench, results: StudyResults, turn: Turn) -> None:

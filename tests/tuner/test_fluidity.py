@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.fakes import cases
 from tests.tuner.builders import answered, failed
 from tuner.scoring.fluidity import FLUIDITY, deadline_stretch, fluidity, smallest_token_gap
-from tuner.scoring.metrics import fluid_token_rate
+from tuner.scoring.metrics import fluid_token_rate, token_gap
 from tuner.traffic.trace import RequestRecord
 
 seconds = st.floats(0.0, 10.0)
@@ -69,4 +69,6 @@ RATES: list[tuple[str, list[RequestRecord], float | None]] = [
 
 @pytest.mark.parametrize(("records", "rate"), cases(RATES))
 def test_fluid_token_rate(records: list[RequestRecord], rate: float | None) -> None:
-    assert fluid_token_rate(records) == (None if rate is None else pytest.approx(rate, rel=0.011))
+    assert fluid_token_rate([token_gap(record) for record in records]) == (
+        None if rate is None else pytest.approx(rate, rel=0.011)
+    )

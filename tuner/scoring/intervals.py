@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 CONFIDENCE = 0.95
 
@@ -29,7 +29,7 @@ def _lower(successes: float, trials: float, tail: float) -> float:
     assert 0 <= successes <= trials, f"{successes} of {trials}"
     if successes == 0:
         return 0.0
-    return float(beta.ppf(tail, successes, trials - successes + 1))
+    return float(betaincinv(successes, trials - successes + 1, tail))
 
 
 def effective_size(values: Sequence[float]) -> float:

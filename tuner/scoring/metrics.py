@@ -146,6 +146,7 @@ class _Judged(NamedTuple):
     record: RequestRecord
     badness: float
     target: float
+    token_gap: float
 
     @property
     def good(self) -> bool:
@@ -157,7 +158,7 @@ def _judge(record: RequestRecord, slos: Mapping[str, SLO]) -> _Judged:
     if slo is None:
         known = ", ".join(sorted(slos))
         raise ValueError(f"request {record.request_id}: SLO class {record.slo_class!r} is not among slos: {known}")
-    return _Judged(record, badness(record, slo), slo.attainment)
+    return _Judged(record, badness(record, slo), slo.attainment, token_gap(record))
 
 
 def _group(name: str, judged: Sequence[_Judged], slos: Mapping[str, SLO], steady: SteadyState) -> ClassMetrics:
@@ -181,7 +182,7 @@ def _group(name: str, judged: Sequence[_Judged], slos: Mapping[str, SLO], steady
         ),
         effective=effective,
         lower=proportion_lower(share * effective, effective),
-        fluid_token_rate=fluid_token_rate([one.record for one in judged]),
+        fluid_token_rate=fluid_token_rate([one.token_gap for one in judged]),
     )
 
 
@@ -193,16 +194,18 @@ def _effective(judged: Sequence[_Judged], violation: float) -> float:
     return effective_size([one.badness > threshold for one in ordered])
 
 
-def fluid_token_rate(records: Sequence[RequestRecord]) -> float | None:
+def token_gap(record: RequestRecord) -> float:
+    """See smallest_token_gap; infinite for what is bad whatever its latency."""
+    return math.inf if failure_reason(record) is not None else smallest_token_gap([0.0, *token_gaps(record)])
+
+
+def fluid_token_rate(gaps: Sequence[float]) -> float | None:
     """Tokens per second, once the first token is there, at which FLUID_SHARE of the offered requests flow.
 
-    0 where more than the others are bad whatever their latency. None where no rate is too fast (answers of one chunk),
-    and where nothing was offered. Source: Etalon's fluid token generation rate (arXiv 2407.07000).
+    gaps: token_gap() of each. 0 where more than the others are bad whatever their latency. None where no rate is too
+    fast (answers of one chunk), and where nothing was offered. Source: Etalon's fluid token generation rate (arXiv
+    2407.07000).
     """
-    gaps = [
-        math.inf if failure_reason(record) is not None else smallest_token_gap([0.0, *token_gaps(record)])
-        for record in records
-    ]
     slowest = smallest_bound(gaps, FLUID_SHARE) if gaps else 0.0
     return 1 / slowest if slowest > 0 else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError
 
 from tuner import schema
+
+# A Ctrl-C while it closes a connection SQLAlchemy raises again, and logs: without a handler, as a traceback on stderr.
+logging.getLogger("sqlalchemy.pool").addHandler(logging.NullHandler())
 
 
 def database_url(url_or_path: str | Path) -> sa.URL:

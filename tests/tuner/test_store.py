@@ -24,6 +24,8 @@ from tuner.serving.config import ServingConfig
 from tuner.store import SCHEMA_VERSION, Store
 from tuner.stored import ValidationFailure
 
+ROOT = Path(__file__).parents[2]
+
 CONFIG = ServingConfig("bundled", {"model": "m"}, {"kv_window": None, "kv_cache_dtype": "int8"})
 
 
@@ -254,7 +256,7 @@ with Store(sys.argv[1]) as store:
 @pytest.mark.parametrize("acknowledged", [2, 40])
 def test_kill_9_loses_nothing_that_was_acknowledged(store: Store, path: Path, acknowledged: int) -> None:
     command = [sys.executable, "-c", WRITER, str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as writer:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as writer:
         assert writer.stdout is not None
         seen = [int(writer.stdout.readline()) for _ in range(acknowledged)]
         writer.send_signal(signal.SIGKILL)
@@ -264,3 +266,22 @@ def test_kill_9_loses_nothing_that_was_acknowledged(store: Store, path: Path, ac
         kept = [m.trial for m in reader.measurements("s")]
         assert kept[: len(seen)] == seen and len(kept) <= len(seen) + 1
         assert reader.save_measurement("s", 99, measurement()) > 0
+
+
+INTERRUPTED_CLOSING = """
+import sqlalchemy, tuner.database
+engine = sqlalchemy.create_engine("sqlite://", poolclass=sqlalchemy.NullPool)
+def interrupted(connection):
+    raise KeyboardInterrupt
+engine.dialect.do_close = interrupted
+try:
+    with engine.connect():
+        pass
+except KeyboardInterrupt:
+    print("raised")
+"""
+
+
+def test_a_ctrl_c_that_meets_a_closing_connection_prints_no_traceback() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED_CLOSING], capture_output=True, text=True, cwd=ROOT)
+    assert (done.stdout, done.stderr) == ("raised\n", "")

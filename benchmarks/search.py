@@ -14,23 +14,14 @@ import json
 import math
 import statistics
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import mannwhitneyu
+from scipy.stats import mannwhitneyu, norm
 
-from benchmarks.search_race import (
-    Race,
-    Recommended,
-    holds_out,
-    race,
-    regret,
-    true_feasible,
-    with_finals,
-    without_finals,
-)
+from benchmarks.search_finals import Recommended, holds_out, true_feasible, with_finals, without_finals
+from benchmarks.search_race import Race, race, regret
 from benchmarks.search_smooth import smoothed
 from benchmarks.search_strategies import contenders
 from benchmarks.search_table import Table, load_table
@@ -39,11 +30,13 @@ from search_spaces.space import key
 RESULTS = Path(__file__).parent / "results"
 REACHED = 0.05
 """Regret that counts as having found the best."""
-TIED = 0.05
-"""Recommendations whose true goodputs differ by less are as good as the same."""
+TIED = float(norm.ppf(0.975))
+"""Standard errors of the difference of two recommendations' capacities, within which their finals could not have told
+them apart: the least significant difference (Fisher, 1935), two-sided at 5 %."""
 RANDOM_TRIALS = 250
 """Of the random contender, so that its time to the best is seen and not cut off."""
-CHECKPOINTS = (25, 60)
+SEEDS, TRIALS = 20, 60
+CHECKPOINTS = (25, TRIALS)
 
 
 def run(table: Table, name: str, seeds: int, trials: int, startup: int) -> dict[str, Any]:
@@ -52,6 +45,7 @@ def run(table: Table, name: str, seeds: int, trials: int, startup: int) -> dict[
     count = RANDOM_TRIALS if name == "random" else trials
     races = [race(table, make(table, seed), seed, count) for seed in range(seeds)]
     found: dict[str, Any] = {
+        "trials": count,
         "seconds_to_best": [_seconds_to_best(one) for one in races],
         "trials_to_best": [_trials_to_best(one) for one in races],
         "spent": [one.steps[-1].seconds for one in races],
@@ -80,11 +74,7 @@ def _trials_to_best(done: Race) -> int | None:
 
 
 def _recommended(table: Table, found: Sequence[Recommended]) -> dict[str, Any]:
-    true = [table.goodputs[key(one.knobs)] if one.knobs is not None else 0.0 for one in found]
-    names = Counter(key(one.knobs) if one.knobs is not None else "" for one in found)
-    modal = names.most_common(1)[0][0]
-    typical = table.goodputs[modal] if modal else 0.0
-    same = [name == typical or (typical > 0 and abs(name / typical - 1) <= TIED) for name in true]
+    true = [table.halved.goodputs[key(one.knobs)] if one.knobs is not None else 0.0 for one in found]
     return {
         "regret": [regret(table, one.knobs) for one in found],
         "true_feasible": [true_feasible(table, one) for one in found],
@@ -92,10 +82,21 @@ def _recommended(table: Table, found: Sequence[Recommended]) -> dict[str, Any]:
         "optimism": [
             one.goodput / value - 1 if value > 0 else math.inf for one, value in zip(found, true, strict=True)
         ],
-        "same_or_tied": same,
+        "same_or_tied": max(([_tied(table, one, other) for other in found] for one in found), key=sum),
         "seconds": [one.seconds for one in found],
-        "modal": modal,
+        "knobs": [key(one.knobs) if one.knobs is not None else None for one in found],
     }
+
+
+def _tied(table: Table, one: Recommended, other: Recommended) -> bool:
+    """Whether two studies recommend the same configuration, or feasible ones whose true capacities differ by less than
+    their finals could have told."""
+    if one.knobs is None or other.knobs is None:
+        return one.knobs is other.knobs
+    left, right = key(one.knobs), key(other.knobs)
+    if left == right or not (table.goodputs[left] and table.goodputs[right]):
+        return left == right
+    return abs(table.ln_capacities[left] - table.ln_capacities[right]) <= TIED * math.hypot(one.error, other.error)
 
 
 def exhaustive_seconds(table: Table) -> float:
@@ -129,14 +130,20 @@ def summary(table: Table, results: Mapping[str, Any], whole: float) -> list[str]
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, found in results.items():
-        lines.append(_row(name, found, found["at_25"]["finals"], random))
+        lines.append(_row(_labelled(name, found), found, found["at_25"]["finals"], random))
         if name == "ours":
             lines.append(_row("ours, no finals", found, found["at_25"]["no_finals"], random))
     return lines
 
 
+def _labelled(name: str, found: Mapping[str, Any]) -> str:
+    """With its seeds and trials where they are fewer than the usual ones."""
+    seeds = len(found["trials_to_best"])
+    return name if seeds >= SEEDS and found["trials"] >= TRIALS else f"{name} ({seeds} x {found['trials']})"
+
+
 def _row(name: str, found: Mapping[str, Any], claimed: Mapping[str, Any], random: Mapping[str, Any] | None) -> str:
-    seconds, at = _censored(found["seconds_to_best"]), found.get("at_60", found["at_25"])
+    seconds, at = _censored(found["seconds_to_best"]), found.get(f"at_{TRIALS}")
     ratio = p = "-"
     if random is not None and name != "random":
         theirs = _censored(random["seconds_to_best"])
@@ -150,8 +157,8 @@ def _row(name: str, found: Mapping[str, Any], claimed: Mapping[str, Any], random
     optimism = sorted(claimed["optimism"])
     cells = [
         name, f"{trials:.0f} ({reached}/{len(seconds)})", f"{statistics.median(seconds):.0f}", ratio, p,
-        f"{statistics.median(claimed['regret']):.1%}", f"{statistics.median(at['hypervolume']):.3f}",
-        f"{statistics.median(at['crashes']):.0f}", f"{statistics.median(claimed['seconds']):.0f}",
+        f"{statistics.median(claimed['regret']):.1%}", f"{statistics.median(at['hypervolume']):.3f}" if at else "-",
+        f"{statistics.median(at['crashes']):.0f}" if at else "-", f"{statistics.median(claimed['seconds']):.0f}",
         _share(claimed["true_feasible"]), _share(claimed["held_out"]),
         f"{statistics.median(optimism):+.1%} ({optimism[min(int(0.95 * len(optimism)), len(optimism) - 1)]:+.1%})",
         _share(claimed["same_or_tied"]),
@@ -164,7 +171,7 @@ def _censored(seconds: Sequence[float | None]) -> list[float]:
     return [math.inf if value is None else value for value in seconds]
 
 
-def _share(flags: Sequence[bool]) -> str:
+def _share(flags: Sequence[float]) -> str:
     return f"{sum(flags) / len(flags):.0%}"
 
 
@@ -174,8 +181,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("table", type=Path)
     parser.add_argument("--strategy", action="append", choices=names)
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--trials", type=int, default=60)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--startup", type=int, default=5)
     parser.add_argument("--raw", action="store_true", help="every cell as it was measured, slow moments included")
     parser.add_argument("--out", type=Path, default=RESULTS)

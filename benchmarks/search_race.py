@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 import random
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from benchmarks.search_strategies import Outcome, Strategy
 from benchmarks.search_table import MAXIMIZE, Knobs, Replay, Table
 from search_spaces.space import key
-from tuner.finals import Candidate, choose, claimed, estimates, next_replay
 from tuner.ladder import knee_of, next_look
 from tuner.pareto import hypervolume
-from tuner.proposals import ln_capacities, slope_of
 
 FLOOR_QUALITY = math.exp(-0.02)
 """Of answers that lose 0.02 nats a token, the default floor (tuner.spec.FloorSpec)."""
@@ -159,66 +156,3 @@ def _step(bench: Bench, outcomes: Sequence[Outcome]) -> Step:
         front_share(bench.table, tried),
         sum(not outcome.constraints for outcome in outcomes),
     )
-
-
-FINALISTS, FINAL_REPLAYS = 4, 18
-
-
-@dataclass(frozen=True, slots=True)
-class Recommended:
-    """knobs None: nothing feasible. rung, goodput: as claimed. seconds: of the whole study, finals included."""
-
-    knobs: Knobs | None
-    rung: int
-    goodput: float
-    seconds: float
-
-
-def without_finals(done: Race, trials: int) -> Recommended:
-    """The incumbent after so many trials, as the search saw it."""
-    best = incumbent(done.outcomes[: trials + 1])
-    seconds = done.steps[min(trials, len(done.steps) - 1)].seconds
-    return Recommended(None, -1, 0.0, seconds) if best is None else Recommended(
-        best.knobs, best.held, best.goodput, seconds
-    )  # fmt: skip
-
-
-def with_finals(done: Race, trials: int) -> Recommended:
-    """After so many trials the candidates race, as those of a study do (tuner.finals)."""
-    outcomes, table = done.outcomes[: trials + 1], done.bench.table
-    bench = Bench(table, done.bench.seed + 1_000_000, done.bench.noisy)
-    bench.seconds = done.steps[min(trials, len(done.steps) - 1)].seconds
-    top = max(outcome.held for outcome in outcomes)
-    feasible = [outcome for outcome in outcomes if outcome.held >= max(top - 1, 0)]
-    if not feasible:
-        return Recommended(None, -1, 0.0, bench.seconds)
-    climbs = [outcome.rungs for outcome in feasible]
-    expected, slope = ln_capacities(climbs)[0], slope_of(climbs)
-    best = sorted(range(len(feasible)), key=lambda index: -expected[index])[:FINALISTS]
-    candidates = [Candidate(index, float(expected[index])) for index in best]
-    seen: dict[tuple[int, int], list[float]] = {}
-    while (turn := next_replay(candidates, table.ladder, slope, FINAL_REPLAYS)) is not None:
-        at, rung = turn
-        found = bench.replay(feasible[candidates[at].number].knobs, rung)
-        seen.setdefault(turn, []).append(found.goodput)
-        candidates[at] = replace(candidates[at], replays=(*candidates[at].replays, (table.ladder[rung], found.worst)))
-    chosen = choose(candidates, slope)
-    assert chosen is not None
-    rung = claimed(candidates[chosen], estimates(candidates, slope)[chosen], table.ladder)
-    near = min((at for one, at in seen if one == chosen), key=lambda at: (abs(at - rung), at))
-    goodput = statistics.fmean(seen[chosen, near]) * min(table.ladder[max(rung, 0)] / table.ladder[near], 1.0)
-    return Recommended(feasible[candidates[chosen].number].knobs, rung, goodput, bench.seconds)
-
-
-def true_feasible(table: Table, found: Recommended) -> bool:
-    """Whether the table holds the claimed rung with this configuration, and its quality floors."""
-    return found.knobs is not None and table.goodputs[key(found.knobs)] > 0 and (
-        0 <= found.rung <= table.capacities[key(found.knobs)]
-    )  # fmt: skip
-
-
-def holds_out(table: Table, found: Recommended, seed: int) -> bool:
-    """Whether one more replay at the claimed rung, under noise that the study has not seen, holds."""
-    if found.knobs is None or found.rung < 0 or table.goodputs[key(found.knobs)] == 0:
-        return False
-    return Bench(table, seed + 2_000_000).replay(found.knobs, found.rung).worst <= 0

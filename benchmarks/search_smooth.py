@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 from benchmarks.search_table import CAP, Replay, Table
 from search_spaces.space import key
-from tuner.proposals import ln_capacities
 from tuner.scoring.slo import BADNESS_CAP
 
 ITERATIONS, HUBER = 10, 1.345
@@ -45,8 +44,7 @@ def smoothed(table: Table) -> Table:
 
 def fitted_capacities(table: Table) -> FloatArray:
     """ln time scale of every measured configuration, in the order of `measured`."""
-    climbs = [[(table.ladder[r], found.worst) for r, found in rungs.items()] for rungs in table.measured.values()]
-    values = ln_capacities(climbs)[0]
+    values = np.array([table.ln_capacities[name] for name in table.measured])
     configurations = [one for one in table.configurations if key(one) in table.measured]
     design = np.array([_row(table, one) for one in configurations])
     weights = np.ones(len(values))

@@ -18,7 +18,9 @@ from benchmarks.search_table import CAP, Knobs, Table
 from search_spaces.space import key, load_space
 from tuner import search
 
-RE_ASKS = 30
+RE_ASKS, RE_ASKS_GP = 30, 2
+"""Asks for one trial, while they repeat what was tried. GPSampler maximises what it knows, which a repeat does not
+change: asked 30 times it says the same 30 times, each after half a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +64,13 @@ class Library:
 
     def __init__(self, table: Table, sampler: BaseSampler, seed: int) -> None:
         self._table, self._rng = table, random.Random(seed)
-        self._objectives = 1 if isinstance(sampler, GPSampler) else 2
+        self._objectives, self._asks = (1, RE_ASKS_GP) if isinstance(sampler, GPSampler) else (2, RE_ASKS)
         self._study = optuna.create_study(directions=["maximize"] * self._objectives, sampler=sampler)
         self._trial: optuna.Trial | None = None
         self._tried: set[str] = set()
 
     def ask(self) -> Knobs:
-        for _ in range(RE_ASKS):
+        for _ in range(self._asks):
             self._trial = self._study.ask()
             knobs = {name: _suggest(self._trial, name, values) for name, values in self._table.choices.items()}
             if key(knobs) not in self._tried:

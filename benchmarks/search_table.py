@@ -15,13 +15,15 @@ import math
 import random
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from search_spaces.space import key
 from tuner.pareto import non_dominated
+from tuner.proposals import ln_capacities
 from tuner.scoring.slo import BADNESS_CAP
 
 Knobs = Mapping[str, Any]
@@ -68,10 +70,12 @@ class Noise:
 
 @dataclass(frozen=True)
 class Table:
-    """ladder: time scales, ascending. measured: knob key -> rung -> its replay, none for one that failed."""
+    """rate: requests/s as recorded. ladder: time scales, ascending. measured: knob key -> rung -> its replay, none for
+    one that failed."""
 
     mix: str
     baseline: Knobs
+    rate: float
     ladder: tuple[float, ...]
     configurations: tuple[Knobs, ...]
     measured: Mapping[str, Mapping[int, Replay]]
@@ -146,16 +150,29 @@ class Table:
             found[key(knobs)] = self.truth(knobs, rung).goodput if feasible else 0.0
         return found
 
+    @cached_property
+    def ln_capacities(self) -> dict[str, float]:
+        """Knob key -> ln of the time scale at which the worst SLO is just met, between the rungs or beyond them."""
+        climbs = [[(self.ladder[r], found.worst) for r, found in rungs.items()] for rungs in self.measured.values()]
+        return dict(zip(self.measured, ln_capacities(climbs)[0].tolist(), strict=True))
+
+    @cached_property
+    def halved(self) -> Table:
+        """The same table with a rung halfway between any two, as the finals of a study have them (tuner.worth.LADDER):
+        rung 2 r is rung r of this one."""
+        between = [math.sqrt(low * high) for low, high in pairwise(self.ladder)]
+        measured = {name: {2 * rung: found for rung, found in rungs.items()} for name, rungs in self.measured.items()}
+        return replace(self, ladder=tuple(sorted((*self.ladder, *between))), measured=measured)
+
     def observe(self, knobs: Knobs, rung: int, draw: random.Random) -> Replay:
-        """The truth under the noise of one of the repeats."""
+        """The truth under the noise of one of the repeats; no more requests are good than arrive."""
         true = self.truth(knobs, rung)
         if not self.noises:
             return true
         noise = draw.choice(self.noises)
         constraints = {name: v + noise.constraints.get(name, 0.0) for name, v in true.constraints.items()}
-        return Replay(
-            true.goodput * math.exp(noise.goodput), constraints, true.tail * math.exp(noise.tail), true.seconds
-        )
+        goodput = min(true.goodput * math.exp(noise.goodput), self.rate * self.ladder[rung])
+        return Replay(goodput, constraints, true.tail * math.exp(noise.tail), true.seconds)
 
     @cached_property
     def points(self) -> dict[str, tuple[float, float]]:
@@ -172,12 +189,13 @@ class Table:
 def load_table(path: Path) -> Table:
     """Read MIX.jsonl.gz and the quality.jsonl.gz beside it. Raises ValueError for a table that is not one."""
     header, *lines = _lines(path)
-    if missing := {"mix", "baseline", "ladder"} - set(header):
+    if missing := {"mix", "baseline", "rate", "ladder"} - set(header):
         raise ValueError(f"{path}:1: missing {', '.join(sorted(missing))}")
     rows = [line for line in lines if "knobs" in line]
     return Table(
         mix=header["mix"],
         baseline=header["baseline"],
+        rate=header["rate"],
         ladder=tuple(header["ladder"]),
         configurations=tuple(row["knobs"] for row in rows),
         measured={key(row["knobs"]): _rungs(row["rungs"]) for row in rows if row["rungs"]},

@@ -38,11 +38,13 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Of one candidate's ln capacity: median of `count` replays, and the standard deviation of one."""
+    """Of one candidate's ln capacity: median of `count` replays, and the standard deviation of one, which was estimated
+    with so many degrees of freedom."""
 
     mean: float
     deviation: float
     count: int
+    degrees: float = PRIOR_DEGREES
 
     @property
     def low(self) -> float:
@@ -65,7 +67,7 @@ def estimates(candidates: Sequence[Candidate], slope: float) -> list[Estimate]:
             degrees += len(found) - 1
     deviation = math.sqrt(squares / degrees)
     return [
-        Estimate(statistics.median(found) if found else one.expected, deviation, len(found))
+        Estimate(statistics.median(found) if found else one.expected, deviation, len(found), degrees)
         for one, found in zip(candidates, readings, strict=True)
     ]
 
@@ -130,9 +132,8 @@ def choose(candidates: Sequence[Candidate], slope: float) -> int | None:
 
 def claim(found: Estimate, ladder: Sequence[float]) -> int:
     """The highest rung that one more replay would hold with probability CONFIDENCE (prediction bound), -1 for none."""
-    degrees = PRIOR_DEGREES + max(found.count - 1, 0)
     spread = found.deviation * math.sqrt(1 + 1 / max(found.count, 1))
-    bound = found.mean - float(t.ppf(CONFIDENCE, degrees)) * spread
+    bound = found.mean - float(t.ppf(CONFIDENCE, found.degrees)) * spread
     return max((rung for rung, scale in enumerate(ladder) if math.log(scale) <= bound), default=-1)
 
 

@@ -21,6 +21,8 @@ FLAT_SLOPE = 2.0
 near it."""
 LEAST_SHARE = 0.25
 """Of the way from a rung that held to one that missed: the violation of a hopeless replay says little of how far."""
+ROUNDED = 0.25
+"""Of a rung, by which a time scale may be off and still is that rung."""
 CONFIRMATIONS = 2
 """Replays that must miss, of one more than that, for the knee: one slow second of the machine is none."""
 
@@ -36,12 +38,12 @@ SCALES = tuple(scale(rung) for rung in range(LOWEST, HIGHEST + 1))
 
 def above(time_scale: float) -> float:
     """The rung above a time scale, which need not be one of the ladder."""
-    return scale(math.floor(math.log(time_scale, RATIO) + 0.5) + 1)
+    return scale(math.floor(math.log(time_scale, RATIO) + ROUNDED) + 1)
 
 
 def below(time_scale: float) -> float | None:
     """The rung below a time scale; None below the lowest."""
-    rung = math.ceil(math.log(time_scale, RATIO) - 0.5) - 1
+    rung = math.ceil(math.log(time_scale, RATIO) - ROUNDED) - 1
     return scale(rung) if rung >= LOWEST else None
 
 

@@ -21,7 +21,7 @@ from tuner.results import StudyResults, load_results
 from tuner.scored import Scored
 from tuner.serving.measurement import Purpose
 from tuner.stored import ValidationFailure
-from tuner.worth import climbs, field, proven, replays_of, shown
+from tuner.worth import LADDER, climbs, field, proven, replays_of, shown
 
 DESCENT = 3
 """Rungs that a finalist may fall on one window; one that holds even less was no finalist."""
@@ -104,8 +104,8 @@ def _lost(results: StudyResults, number: int, purpose: Purpose) -> bool:
 
 def _race(results: StudyResults) -> Iterator[Turn]:
     candidates, slope = entrants(results), field(results)[1]
-    if (turn := next_replay(candidates, ladder.SCALES, slope, REPLAYS_EACH * len(candidates))) is not None:
-        yield Turn(candidates[turn[0]].number, "repeat", ladder.SCALES[turn[1]])
+    if (turn := next_replay(candidates, LADDER, slope, REPLAYS_EACH * len(candidates))) is not None:
+        yield Turn(candidates[turn[0]].number, "repeat", LADDER[turn[1]])
     elif results.spec.traffic.holdout_window is not None:
         best = choose([replace(one, out=one.out or one.number == 0) for one in candidates], slope)
         chosen = [] if best is None else [candidates[best].number]

@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-from tuner import ladder
 from tuner.finals import FIRST_REPLAYS, Candidate, claimed, estimates, mostly
+from tuner.ladder import SCALES
 from tuner.proposals import ln_capacities, slope_of
 from tuner.results import StudyResults, TrialResult, ValidationResult
 from tuner.scoring.metrics import Interval
+
+LADDER = tuple(sorted((*SCALES, *(round(math.sqrt(low * high), 3) for low, high in pairwise(SCALES)))))
+"""Loads of the finals: the rungs, and one halfway between any two. A climb is quick by whole rungs; a claim that stops
+at them is half a rung too modest on the average."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +92,10 @@ def _claim(results: StudyResults, number: int, found: Sequence[ValidationResult]
     candidates, slope = field(results)
     replayed = [one for one in candidates if one.replays]
     estimate = dict(zip((one.number for one in replayed), estimates(replayed, slope), strict=True))[number]
-    rung = claimed(next(one for one in replayed if one.number == number), estimate, ladder.SCALES)
+    rung = claimed(next(one for one in replayed if one.number == number), estimate, LADDER)
     if rung < 0:
         return None
-    scale = min(ladder.SCALES[rung], max(one.time_scale for one in found))
+    scale = min(LADDER[rung], max(one.time_scale for one in found))
     # With less load no smaller share of the requests is good.
     near = _at(min(one.time_scale for one in found if one.time_scale >= scale), found)
     less, goodput = scale / near.time_scale, near.goodput

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -74,8 +75,18 @@ def test_one_slow_moment_costs_a_candidate_little() -> None:
 def test_what_is_claimed_is_below_the_mean_and_grows_with_evidence() -> None:
     at = math.log(LADDER[6]) + 0.1
     assert claim(Estimate(at, 0.01, 20), LADDER) == 6
-    assert claim(Estimate(at, 0.05, 1), LADDER) < claim(Estimate(at, 0.05, 30), LADDER) == 6
+    assert claim(Estimate(at, 0.05, 1), LADDER) < claim(Estimate(at, 0.05, 30, degrees=32), LADDER) == 6
     assert claim(Estimate(-1.0, 0.05, 3), LADDER) == -1
+
+
+def test_the_bound_has_the_freedom_of_everyone_whose_repeats_tell_the_noise() -> None:
+    """Five candidates of the same scatter: at the same deviation each may claim more than one by itself."""
+    five = [replayed(number, *[(LADDER[6], value) for value in (-0.1, 0.0, 0.1)]) for number in range(5)]
+    alone, together = estimates(five[:1], SLOPE)[0], estimates(five, SLOPE)[0]
+    assert together.degrees == alone.degrees + 4 * (len(five[0].replays) - 1)
+    fine = [1 + step / 1000 for step in range(2000)]
+    at_same_noise = replace(together, deviation=alone.deviation)
+    assert claim(at_same_noise, fine) > claim(alone, fine)
 
 
 CLAIMS = [

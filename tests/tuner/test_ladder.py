@@ -80,3 +80,4 @@ def test_rungs_are_each_others_neighbours() -> None:
     assert 1.0 in SCALES and SCALES[0] == pytest.approx(0.5, abs=0.01)
     assert [above(one) for one in SCALES[:-1]] == list(SCALES[1:])
     assert [below(one) for one in SCALES] == [None, *SCALES[:-1]]
+    assert (below(1.07), above(1.07)) == (1.0, 1.15), "halfway between two rungs"

@@ -14,16 +14,8 @@ import optuna
 import pytest
 
 from benchmarks import search as ruler
-from benchmarks.search_race import (
-    Recommended,
-    front_share,
-    holds_out,
-    race,
-    regret,
-    true_feasible,
-    with_finals,
-    without_finals,
-)
+from benchmarks.search_finals import Recommended, holds_out, true_feasible, with_finals, without_finals
+from benchmarks.search_race import front_share, race, regret
 from benchmarks.search_smooth import smoothed
 from benchmarks.search_strategies import Ours, Outcome, contenders
 from benchmarks.search_table import Knobs, Table, load_table
@@ -134,10 +126,10 @@ def test_regret_and_front_are_of_the_truth(table: Table) -> None:
 def test_a_claim_beyond_the_capacity_is_not_truly_feasible(table: Table) -> None:
     best = ranked(table)[0]
     capacity = table.capacities[key(best)]
-    assert true_feasible(table, Recommended(best, capacity, 1.0, 0.0))
-    assert not true_feasible(table, Recommended(best, capacity + 1, 1.0, 0.0))
-    assert holds_out(table, Recommended(best, capacity - 2, 1.0, 0.0), seed=0)
-    assert not holds_out(table, Recommended(best, capacity + 2, 1.0, 0.0), seed=0)
+    claims = {rung: Recommended(best, 2 * rung, 1.0, 0.0) for rung in range(capacity - 2, capacity + 3)}
+    assert true_feasible(table, claims[capacity]) and not true_feasible(table, claims[capacity + 1])
+    assert holds_out(table, claims[capacity - 2], seed=0) == 1.0
+    assert holds_out(table, claims[capacity + 2], seed=0) == 0.0
 
 
 def test_finals_correct_what_luck_claimed(tmp_path: Path) -> None:

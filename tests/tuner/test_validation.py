@@ -14,6 +14,7 @@ from tests.fakes import FakeTestbed, cases, make_spec
 from tests.tuner.test_study import Log, auto, scales
 from tuner import validation
 from tuner.finals import FIRST_REPLAYS, Candidate
+from tuner.ladder import SCALES, below
 from tuner.recommend import held, recommend
 from tuner.results import StudyResults, load_results
 from tuner.serving.config import ServingConfig
@@ -23,7 +24,7 @@ from tuner.spec import StudySpec
 from tuner.store import Store
 from tuner.study import run_study
 from tuner.validation import REPLAYS_EACH, next_turn
-from tuner.worth import proven, replays_of, shown
+from tuner.worth import LADDER, proven, replays_of, shown
 
 SPACE = {"parameters": {"max_num_seqs": {"type": "choice", "choices": [16, 14, 12, 11]}}}
 """The fake serves 9.6, 8.4, 7.2 and 6.6 requests/s with these; with int8 (fixed here) 1.5 times as many."""
@@ -162,6 +163,28 @@ def test_a_chosen_one_that_fails_on_held_out_traffic_gives_way_to_the_next(tmp_p
     assert found.trial is not None and found.trial.knobs["max_num_seqs"] == 14 and found.deployable
     assert any(f"Trial {by_seqs(results, 16)} missed" in reason for reason in found.reasons)
     assert {v.trial for v in results.validations if v.purpose == "recorded_rate"} == {0, found.trial.number}
+
+
+def test_a_claim_may_lie_between_two_rungs_and_gives_way_by_whole_ones(tmp_path: Path, store: Store) -> None:
+    """The 12 holds up to 1.08 times the recorded rate: it claims 1.072, and on held-out traffic gives way to 1."""
+
+    def elsewhere(seqs: int, purpose: str, scale: float, times: int) -> int | None:
+        return 10 if (seqs, purpose) == (12, "holdout") else None
+
+    budget = {"trials": 1, "startup_trials": 1, "finalists": 1, "examine": False, "plateau": False}
+    testbed = run(spec_of(tmp_path, budget=budget), store, elsewhere, tried=(12,))
+    results = load_results(store, "fake")
+    claim = shown(results, by_seqs(results, 12), "repeat")
+    assert claim is not None and claim.time_scale == 1.072
+    assert scales(testbed, "holdout")[:3] == [1.072, 1.072, 1.0]
+
+
+def test_the_finals_have_every_rung_and_one_between_any_two() -> None:
+    assert LADDER[::2] == SCALES and len(LADDER) == 2 * len(SCALES) - 1
+    assert list(LADDER) == sorted(LADDER)
+    for rung, between in zip(SCALES, LADDER[1::2], strict=False):
+        assert below(between) == rung
+    assert [below(rung) for rung in SCALES] == [None, *SCALES[:-1]]
 
 
 ONE_LOAD = [

@@ -18,7 +18,7 @@ from benchmarks.search_finals import Recommended, holds_out, true_feasible, with
 from benchmarks.search_race import front_share, race, regret
 from benchmarks.search_smooth import smoothed
 from benchmarks.search_strategies import Ours, Outcome, contenders
-from benchmarks.search_table import Knobs, Table, load_table
+from benchmarks.search_table import Knobs, Noise, Table, load_table
 from search_spaces.space import key, load_space
 from tests.tuner.search_tables import KNOBS, LADDER, ln_capacity, write_table
 from tuner import search
@@ -132,6 +132,31 @@ def test_a_claim_beyond_the_capacity_is_not_truly_feasible(table: Table) -> None
     assert holds_out(table, claims[capacity + 2], seed=0) == 0.0
 
 
+def test_no_more_requests_are_good_than_arrive(table: Table) -> None:
+    lucky = replace(table, noises=(Noise({}, goodput=0.5, tail=0.0),))
+    assert lucky.observe(ranked(table)[0], 5, random.Random(0)).goodput == table.rate * LADDER[5]
+
+
+def test_the_finals_have_a_load_between_any_two_rungs(table: Table) -> None:
+    assert table.halved.ladder[::2] == table.ladder
+    for one in ranked(table):
+        assert table.halved.capacities[key(one)] // 2 == table.capacities[key(one)]
+    between = [one for one in ranked(table) if table.halved.capacities[key(one)] % 2]
+    assert 0 < len(between) < len(ranked(table))
+
+
+def test_recommendations_are_tied_when_their_finals_could_not_tell_them_apart(table: Table) -> None:
+    best, worst = ranked(table)[0], ranked(table)[-1]
+    apart = abs(table.ln_capacities[key(best)] - table.ln_capacities[key(worst)])
+    for error, tied in ((0.0, False), (apart / 4, False), (apart / 2, True)):
+        left, right = Recommended(best, 1, 1.0, 0.0, error), Recommended(worst, 1, 1.0, 0.0, error)
+        assert ruler._tied(table, left, right) == tied, "1.96 sqrt(2) = 2.8 standard errors"
+        assert ruler._tied(table, left, left)
+    nothing, window = Recommended(None, -1, 0.0, 0.0), next(c for c in table.configurations if c["kv_window"] == 256)
+    assert not ruler._tied(table, Recommended(best, 1, 1.0, 0.0, 9.0), nothing) and ruler._tied(table, nothing, nothing)
+    assert not ruler._tied(table, Recommended(best, 1, 1.0, 0.0, 9.0), Recommended(window, 1, 1.0, 0.0, 9.0))
+
+
 def test_finals_correct_what_luck_claimed(tmp_path: Path) -> None:
     """Noise of a whole rung: the luckiest of twelve claims what it cannot hold, unless it is measured again."""
     noisy = load_table(write_table(tmp_path, knobs=FEW, noise=0.4))
@@ -178,4 +203,5 @@ def test_the_command_merges_the_results_of_strategies(
         ruler.main()
     assert list(json.loads((tmp_path / "search-small.json").read_text())["results"]) == ["random", "grid order"]
     written = (tmp_path / "search-small.md").read_text()
-    assert "| random | " in written and "| grid order | " in written and written in capsys.readouterr().out
+    assert "| random (2 x 250) | " in written and "| grid order (2 x 25) | " in written, "fewer seeds than usual"
+    assert written in capsys.readouterr().out

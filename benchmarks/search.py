@@ -154,7 +154,7 @@ def _row(name: str, found: Mapping[str, Any], claimed: Mapping[str, Any], random
         p = f"{mannwhitneyu(seconds, theirs, alternative='less').pvalue:.1g}"
     reached = sum(value is not None for value in found["trials_to_best"])
     trials = statistics.median(value if value is not None else math.inf for value in found["trials_to_best"])
-    optimism = sorted(claimed["optimism"])
+    optimism = sorted(_censored(claimed["optimism"]))
     cells = [
         name, f"{trials:.0f} ({reached}/{len(seconds)})", f"{statistics.median(seconds):.0f}", ratio, p,
         f"{statistics.median(claimed['regret']):.1%}", f"{statistics.median(at['hypervolume']):.3f}" if at else "-",
@@ -166,9 +166,9 @@ def _row(name: str, found: Mapping[str, Any], claimed: Mapping[str, Any], random
     return "| " + " | ".join(cells) + " |"
 
 
-def _censored(seconds: Sequence[float | None]) -> list[float]:
-    """Never: later than everything."""
-    return [math.inf if value is None else value for value in seconds]
+def _censored(values: Sequence[float | None]) -> list[float]:
+    """Never: later than everything; a claim of what serves nothing: larger than everything."""
+    return [math.inf if value is None else value for value in values]
 
 
 def _share(flags: Sequence[float]) -> str:
@@ -193,9 +193,10 @@ def main() -> None:
     for name in args.strategy or names:
         known["results"][name] = run(table, name, args.seeds, args.trials, args.startup)
     whole = exhaustive_seconds(load_table(args.table))
-    known["results"] = {name: known["results"][name] for name in names if name in known["results"]}
+    # Rounded before it is told, as what was written by an earlier run is.
+    known["results"] = _rounded({name: known["results"][name] for name in names if name in known["results"]})
     args.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_rounded(known)) + "\n")
+    path.write_text(json.dumps(known) + "\n")
     lines = summary(table, known["results"], whole)
     path.with_suffix(".md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

@@ -72,7 +72,7 @@ class _Finals:
         feasible = [index for index, outcome in enumerate(self.outcomes) if index and outcome.held >= 0]
         reserve = sorted(feasible, key=lambda index: -self.expected[index])[: finalists + SUBSTITUTES]
         while standing := [index for index in reserve if index not in self.out][:finalists]:
-            gone = [index for index in reserve if index in self.out and index in self.replays]
+            gone = [index for index in (0, *reserve) if index in self.out and index in self.replays]
             racing = [self._candidate(index) for index in (*({0} - self.out), *standing, *gone)]
             turn = next_replay(racing, self._ladder, self.slope, REPLAYS_EACH * len(racing))
             if turn is not None:

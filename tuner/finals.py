@@ -108,7 +108,9 @@ def next_replay(
     spent = sum(len(one.replays) for one in candidates)
     if not standing or spent >= replays:
         return None
-    found = dict(zip(standing, estimates([candidates[i] for i in standing], slope), strict=True))
+    # Who is out tells of the noise all the same, as in what is claimed in the end (tuner.worth).
+    everyone = estimates(candidates, slope)
+    found = {index: everyone[index] for index in standing}
     lacking = [index for index in standing if found[index].count < FIRST_REPLAYS]
     if lacking:
         index = min(lacking, key=lambda i: (found[i].count, -found[i].mean))

@@ -81,10 +81,11 @@ def entrants(results: StudyResults) -> list[Candidate]:
     promising = [one for one in promising if one.number and results.trials[one.number].state == "feasible"]
     finalists = results.spec.budget.finalists
     reserve = promising[: finalists + SUBSTITUTES] if finalists else []
-    baseline = [one for one in field(results)[0] if one.number == 0 and not _out(results, 0)]
-    standing = [one for one in reserve if not _out(results, one.number)]
-    gone = [replace(one, out=True) for one in reserve if _out(results, one.number) and one.replays]
-    return [*baseline, *standing[:finalists], *gone]
+    baseline = [one for one in field(results)[0] if one.number == 0]
+    out = {one.number for one in (*baseline, *reserve) if _out(results, one.number)}
+    standing = [one for one in reserve if one.number not in out][:finalists]
+    gone = [replace(one, out=True) for one in (*baseline, *reserve) if one.number in out and one.replays]
+    return [*(one for one in baseline if one.number not in out), *standing, *gone]
 
 
 def _out(results: StudyResults, number: int) -> bool:
@@ -163,18 +164,17 @@ def _first_scale(results: StudyResults, number: int) -> float:
 
 def _race_in_words(results: StudyResults) -> str:
     candidates, slope = entrants(results), field(results)[1]
-    standing = [one for one in candidates if not one.out and one.replays]
+    everyone = zip(candidates, estimates(candidates, slope), strict=True)
+    standing = [(one.number, found) for one, found in everyone if not one.out and one.replays]
     if not standing:
         return f"finals: of {len(candidates)} candidates none stands"
-    found = estimates(standing, slope)
-    best = max(range(len(standing)), key=lambda index: found[index].mean)
-    number, replays = standing[best].number, sum(len(one.replays) for one in candidates)
+    number, replays = max(standing, key=lambda pair: pair[1].mean)[0], sum(len(one.replays) for one in candidates)
     name = "the baseline" if number == 0 else f"trial {number}"
     held_at = shown(results, number, "repeat")
     claim = "no load" if held_at is None else f"{held_at.time_scale:.3g}x the recorded rate"
     return (
         f"finals: after {replays} replays {name} is the best of {len(standing)} with probability "
-        f"{max(decided(found), 0.0):.2f}; one more replay should hold {claim}"
+        f"{max(decided([found for _, found in standing]), 0.0):.2f}; one more replay should hold {claim}"
     )
 
 

@@ -153,6 +153,15 @@ def test_each_comes_at_least_so_often_and_the_doubtful_pair_gets_the_rest() -> N
     assert claim(estimates(candidates, SLOPE)[chosen], LADDER) in (6, 7, 8)
 
 
+def test_what_is_confirmed_is_what_is_claimed_in_the_end() -> None:
+    """The scatter of one that is out widens the margin of the claim in the race, as it does in tuner.worth."""
+    steady = replayed(0, *[(LADDER[9], 0.12)] * 3, (LADDER[7], -0.72))
+    lost = replayed(1, *[(LADDER[2], value) for value in (-0.6, -0.3, 0.0, 0.3, 0.6)], out=True)
+    assert next_replay([steady], LADDER, SLOPE, 20) == (0, 8)
+    assert claim(estimates([steady, lost], SLOPE)[0], LADDER) == 7
+    assert next_replay([steady, lost], LADDER, SLOPE, 20) is None, "7 is held already"
+
+
 def test_a_clear_winner_is_replayed_where_it_claims_and_no_further() -> None:
     far = [replayed(0, *[(LADDER[8], -0.05)] * 3), replayed(1, *[(LADDER[3], 0.0)] * 3)]
     turn = next_replay(far, LADDER, SLOPE, 20)

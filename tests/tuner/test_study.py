@@ -303,7 +303,7 @@ def test_a_baseline_below_the_recorded_rate_is_measured_at_what_it_holds(tmp_pat
     results = load_results(store, "fake")
     best = recommend(results)
     assert results.baseline.state == "feasible" and best.deployable
-    assert "at 1x the recorded rate, where the baseline serves 6.58 at 0.658x" in best.verdict
+    assert "at 1x the recorded rate, where the baseline serves 7.05 at 0.705x" in best.verdict
     assert not any("replicas" in reason for reason in best.reasons)
 
 

@@ -32,13 +32,12 @@ def needs_host(step: list[ScheduledSequence], config: EngineConfig) -> bool:
     num_speculative_tokens: where the next rows are depends on how many guesses stood.
     kv_heavy_tokens: which pages the next step reads depends on the attention that this one paid them.
     penalties, logit bias: the next logits change with counts of the output, which the host makes.
-    logprobs: read from the step's logits, which the next step may overwrite.
-    forced (/score): several rows a step, whose log-probabilities and listings are read as lists.
+    forced (/score): several tokens a step, which the bookkeeping of a step in flight has no room for.
     """
     if config.num_speculative_tokens or config.kv_heavy_tokens:
         return True
     every = [item.sequence.params for item in step]
-    return any(params.logprobs or params.forced is not None or params.penalised for params in every)
+    return any(params.forced is not None or params.penalised for params in every)
 
 
 def reveal(item: ScheduledSequence, tokens: tuple[int, ...]) -> FinishReason | None:

@@ -148,7 +148,8 @@ class LLMEngine:
         if reason is not None:
             self._scheduler.remove(sequence)
             del self._sequences[sequence.request_id]
-        return SequenceOutput(sequence.request_id, result.tokens, finish_reason=reason)
+        found = result.logprobs, result.top_logprobs
+        return SequenceOutput(sequence.request_id, result.tokens, *found, finish_reason=reason)
 
     def _is_live(self, sequence: Sequence) -> bool:
         """Whether somebody still waits for its tokens."""

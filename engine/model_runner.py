@@ -6,31 +6,28 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import msgspec
 import torch
 from torch import Tensor
 
 from engine.config import EngineConfig
 from engine.cuda_graphs import Capture, CudaCapture
-from engine.in_flight import needs_host
 from engine.kernels.operations import Backend, load_operations
 from engine.kernels.reference import PagedTensor
 from engine.kv_cache import narrower
-from engine.layers.attention import Span
-from engine.layers.listing import list_tokens
-from engine.layers.sampler import Listing, log_probabilities
+from engine.layers.attention import AttentionInput, Span
 from engine.llm_engine import LLMEngine
 from engine.memory import available_host_bytes, plan_pool
 from engine.models.config import ModelConfig, read_model_config
 from engine.models.size import weight_bytes
 from engine.paged_model import PagedModel
-from engine.runner import Computed, Pending, RowResult
+from engine.row_results import ResultsToCome, TokensToCome
+from engine.runner import Pending
 from engine.sampled_tokens import SampledTokens
 from engine.scheduler import USUAL_DRAFT_LAG, ScheduledSequence
 from engine.speculative.draft_model import Drafter
-from engine.speculative.prompt_lookup import PromptLookup
-from engine.speculative.proposal import Proposal
-from engine.speculative.verification import verify
+from engine.speculative.prompt_lookup import PromptLookup, known
+from engine.speculative.proposal import Guesses
+from engine.speculative.verification import choosers, verify
 from engine.weights import load_model
 
 Cache = list[tuple[PagedTensor, PagedTensor]]
@@ -131,7 +128,7 @@ class ModelRunner:
             self._models.append(PagedModel(self._draft_model, caches[1], config.block_size, *visible))
             self._drafter = Drafter(self._models[1])
         elif config.num_speculative_tokens:
-            self._drafter = PromptLookup()
+            self._drafter = PromptLookup(self._device)
         self._use_graphs(config)
 
     def _use_graphs(self, config: EngineConfig) -> None:
@@ -166,87 +163,57 @@ class ModelRunner:
 
     @torch.inference_mode()
     def launch(self, step: list[ScheduledSequence]) -> Pending:
-        """One forward pass (and the draft model's, when it speculates). On a GPU it waits for nothing but what
-        `needs_host` names."""
-        proposals = [_forced(item) for item in step]
-        if self._drafter is not None:
-            drafted = self._drafter.propose(step, self._config)
-            proposals = [p if p.tokens else d for p, d in zip(proposals, drafted, strict=True)]
+        """One forward pass (and the draft model's, when it speculates). It does not wait for the device."""
+        drafter = self._drafter
+        guesses = drafter.propose(step, self._config) if drafter else known([[]] * len(step), self._device)
+        beside = [_forced(item) or tokens for item, tokens in zip(step, guesses.tokens, strict=True)]
         spans = [
-            Span(i.sequence, i.start, i.sequence.tokens(i.start, i.start + i.num_tokens) + p.tokens)
-            for i, p in zip(step, proposals, strict=True)
+            Span(i.sequence, i.start, i.sequence.tokens(i.start, i.start + i.num_tokens) + tokens)
+            for i, tokens in zip(step, beside, strict=True)
         ]
         weigh = self._config.kv_heavy_tokens > 0
         prepared = self._models[0].prepare(spans, weigh)
-        self._sampled.fill(prepared.batch, spans)
-        rows, counts = _sampled_rows(step, proposals, prepared.batch.first_rows)
+        if drafter is None:
+            self._sampled.fill(prepared.batch, spans)
+        else:
+            guesses.fill(prepared.batch, spans)
+        rows, counts = _sampled_rows(step, beside, prepared.batch.first_rows)
         logits = self._models[0].logits(prepared.run(), rows)
-        if not needs_host(step, self._config):
-            return self._sampled.sample(step, logits, self._operations.sample)
-        results = self._choose(step, proposals, logits, counts)
-        if weigh:
-            pairs = zip(results, prepared.batch.page_masses(), strict=True)
-            results = [msgspec.structs.replace(result, page_masses=masses) for result, masses in pairs]
-        return Computed(results)
+        return self._choose(step, guesses, logits, counts, prepared.batch if weigh else None)
 
     def _choose(
-        self, step: list[ScheduledSequence], proposals: list[Proposal], logits: Tensor, counts: list[int]
-    ) -> list[RowResult]:
-        tokens = verify(step, proposals, logits, counts, self._config.synthetic_acceptance, self._operations.sample)
-        listings = _listings(step, logits, counts, tokens)
-        results = [self._result(*row) for row in zip(step, proposals, tokens, listings, strict=True)]
-        first = 0
-        for index, (item, count) in enumerate(zip(step, counts, strict=True)):
-            if count and (wanted := item.sequence.params.listed) is not None:
-                ids, values = list_tokens(logits[first : first + count], wanted, len(item.sequence.output))
-                results[index] = msgspec.structs.replace(results[index], listed_ids=ids, listed_logprobs=values)
-            first += count
-        return results
-
-    def _result(
-        self, item: ScheduledSequence, proposal: Proposal, tokens: list[int], listing: list[Listing]
-    ) -> RowResult:
-        drafted = len(proposal.tokens) if item.sequence.params.forced is None else 0
-        # The last guess was never an input of the draft model, so its cache ends one short of a full acceptance.
-        draft_computed = proposal.computed + (min(len(tokens), drafted) - 1 if drafted and proposal.computed else 0)
-        logprobs = tuple(row.logprob for row in listing)
-        return RowResult(tuple(tokens), logprobs, tuple(row.top for row in listing), drafted, draft_computed)
+        self,
+        step: list[ScheduledSequence],
+        guesses: Guesses,
+        logits: Tensor,
+        counts: list[int],
+        weighed: AttentionInput | None,
+    ) -> Pending:
+        members = choosers(step, counts)
+        choice = verify(members, guesses, logits, self._config.synthetic_acceptance, self._operations.sample)
+        if self._drafter is None:
+            self._sampled.keep([member.sequence for member in members], choice.tokens[:, 0])
+        every = [item.sequence.params for item in step]
+        if self._drafter or weighed or any(params.logprobs or params.forced is not None for params in every):
+            return ResultsToCome(step, guesses, logits, counts, choice, weighed)
+        return TokensToCome(step, choice.tokens[:, 0])
 
 
-def _listings(
-    step: list[ScheduledSequence], logits: Tensor, counts: list[int], tokens: list[list[int]]
-) -> list[list[Listing]]:
-    """Log-probabilities of the tokens of those sequences that asked for them; an empty list for the others."""
-    rows: list[int] = []
-    first = 0
-    for item, count, chosen in zip(step, counts, tokens, strict=True):
-        if item.sequence.params.logprobs:
-            rows += range(first, first + len(chosen))
-        first += count
-    if not rows:
-        return [[] for _ in step]
-    asking = [item.sequence.params.logprobs for item in step]
-    flat = [token for asks, chosen in zip(asking, tokens, strict=True) if asks for token in chosen]
-    # The likeliest token is always told: it shows where a forced one differs.
-    most = max([1, *(item.sequence.params.top_logprobs for item in step if item.sequence.params.logprobs)])
-    found = iter(log_probabilities(logits[rows], flat, most))
-    return [[next(found) for _ in chosen] if asks else [] for asks, chosen in zip(asking, tokens, strict=True)]
-
-
-def _forced(item: ScheduledSequence) -> Proposal:
+def _forced(item: ScheduledSequence) -> list[int]:
+    """Tokens to verify beside the next one that are forced."""
     done = len(item.sequence.output)
-    return Proposal(list((item.sequence.params.forced or ())[done : done + item.num_drafts]))
+    return list((item.sequence.params.forced or ())[done : done + item.num_drafts])
 
 
 def _sampled_rows(
-    step: list[ScheduledSequence], proposals: list[Proposal], first_rows: list[int]
+    step: list[ScheduledSequence], beside: list[list[int]], first_rows: list[int]
 ) -> tuple[list[int], list[int]]:
     """Flat rows whose logits are wanted, and how many of them belong to each scheduled sequence."""
     rows: list[int] = []
     counts = []
-    for item, proposal, first in zip(step, proposals, first_rows, strict=True):
+    for item, tokens, first in zip(step, beside, first_rows, strict=True):
         last = first + item.num_tokens - 1
-        wanted = range(last, last + 1 + len(proposal.tokens)) if item.samples else range(0)
+        wanted = range(last, last + 1 + len(tokens)) if item.samples else range(0)
         rows += wanted
         counts.append(len(wanted))
     return rows, counts

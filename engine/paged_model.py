@@ -29,7 +29,7 @@ class PagedModel:
         self.model = model
         self.cache = cache
         self.graphs: CudaGraphs | None = None
-        self._device = model.embedding.device
+        self.device = model.embedding.device
         self._block_size = block_size
         self._visible = (window, sink_tokens)
 
@@ -37,14 +37,14 @@ class PagedModel:
         """Let graphs stand in for steps of up to max_rows rows a sequence, none longer than max_len tokens."""
         sequences, weights = batch_buckets(max_num_seqs)[-1], self.model.embedding
         largest = RaggedShape(sequences, sequences * max_rows, -(-max_len // self._block_size), max_rows)
-        static = StaticBatch(largest, weights.shape[1], weights.dtype, self._block_size, *self._visible, self._device)
+        static = StaticBatch(largest, weights.shape[1], weights.dtype, self._block_size, *self._visible, self.device)
         self.graphs = CudaGraphs(partial(self.model.forward, cache=self.cache), static, capture)
 
     def prepare(self, spans: list[Span], weigh_pages: bool = False) -> Prepared:
         """The spans on the device. weigh_pages: see Operations.layout."""
         if self.graphs is not None and not weigh_pages and (prepared := self.graphs.prepare(spans)) is not None:
             return prepared
-        batch = self.model.operations.layout(spans, self._block_size, *self._visible, self._device, weigh_pages)
+        batch = self.model.operations.layout(spans, self._block_size, *self._visible, self.device, weigh_pages)
         return Prepared(batch, partial(self.model.forward, batch, self.cache))
 
     def logits(self, hidden: Tensor, rows: list[int]) -> Tensor:

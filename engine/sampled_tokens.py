@@ -11,12 +11,9 @@ from torch import Tensor
 from engine.layers.attention import AttentionInput, Span
 from engine.layers.sampler import Stream, uniform
 from engine.layers.upload import upload
-from engine.runner import RowResult
-from engine.scheduler import ScheduledSequence
 from engine.sequence import UNKNOWN, SamplingParams, Sequence
 
 Sampler = Callable[[Tensor, Items[SamplingParams], Items[float]], Tensor]
-NO_TOKEN = RowResult()
 
 
 class SampledTokens:
@@ -33,16 +30,12 @@ class SampledTokens:
             if span.tokens[-1] == UNKNOWN:
                 rows.append(first + len(span.tokens) - 1)
                 sources.append(self._rows[span.sequence])
-        if rows:
-            ids, device = batch.token_ids, batch.token_ids.device
-            ids.index_copy_(0, upload(rows, device), self._tokens[upload(sources, device)].to(ids.dtype))
+        batch.put(rows, self._tokens, sources)
 
-    def sample(self, step: list[ScheduledSequence], logits: Tensor, sampler: Sampler) -> TokensToCome:
-        """A token for each row of logits [N, vocab], one row for each item of the step that samples."""
-        sequences = [item.sequence for item in step if item.samples]
-        self._tokens = draw_tokens(sequences, logits, sampler)
+    def keep(self, sequences: list[Sequence], tokens: Tensor) -> None:
+        """The token of each of these sequences, [N] int64, for the next step."""
+        self._tokens = tokens
         self._rows = {sequence: row for row, sequence in enumerate(sequences)}
-        return TokensToCome([item.samples for item in step], self._tokens)
 
 
 def draw_tokens(sequences: list[Sequence], logits: Tensor, sampler: Sampler) -> Tensor:
@@ -57,22 +50,3 @@ def draw_tokens(sequences: list[Sequence], logits: Tensor, sampler: Sampler) -> 
         index = upload(sampled, logits.device)
         tokens.index_copy_(0, index, sampler(logits[index], params, numbers))
     return tokens
-
-
-class TokensToCome:
-    """A step's tokens on their way to the host (engine.runner.Pending). samples: which items of the step have one."""
-
-    def __init__(self, samples: list[bool], tokens: Tensor) -> None:
-        self._samples = samples
-        # From a GPU into pinned memory, behind the step that computes them; the event says when they are there.
-        self._tokens = tokens.to("cpu", non_blocking=True)
-        self._arrived = torch.cuda.Event() if tokens.is_cuda else None
-        if self._arrived is not None:
-            self._arrived.record()
-
-    def collect(self) -> list[RowResult]:
-        """See Pending."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        tokens = iter(self._tokens.tolist())
-        return [RowResult((next(tokens),)) if samples else NO_TOKEN for samples in self._samples]

@@ -246,6 +246,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "torch": (
         "engine.model_runner",
         "engine.sampled_tokens",
+        "engine.row_results",
         "engine.paged_model",
         "engine.cuda_graphs",
         "engine.static_batch",

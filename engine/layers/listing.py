@@ -7,11 +7,12 @@ from array import array
 import torch
 from torch import Tensor
 
+from engine.layers.upload import upload
 from engine.sequence import ListedTokens
 
 
-def list_tokens(logits: Tensor, wanted: ListedTokens, first: int) -> tuple[bytes, bytes]:
-    """Of `logits` [N, vocab]: token ids [N, k] as int32 and log-probabilities [N, k + 1] as float32, little-endian.
+def list_tokens(logits: Tensor, wanted: ListedTokens, first: int) -> tuple[Tensor, Tensor]:
+    """Of `logits` [N, vocab]: token ids [N, k] as int32 and log-probabilities [N, k + 1] as float32.
 
     The last column is the log of what is left over, the sum over all tokens that are not listed. wanted.ids: those of
     all positions, of which the rows begin at `first`; without ids, the k likeliest tokens of each row.
@@ -20,9 +21,9 @@ def list_tokens(logits: Tensor, wanted: ListedTokens, first: int) -> tuple[bytes
     if wanted.ids:
         start = first * wanted.count * 4
         held = array("i", wanted.ids[start : start + len(logits) * wanted.count * 4])
-        ids = torch.tensor(held, device=logits.device, dtype=torch.long).view(len(logits), wanted.count)
+        ids = upload(held, logits.device, torch.long).view(len(logits), wanted.count)
     else:
         ids = logprobs.topk(wanted.count, -1).indices
     rest = logprobs.scatter(1, ids, float("-inf")).logsumexp(-1, keepdim=True)
     values = torch.cat((logprobs.gather(1, ids), rest), -1)
-    return ids.int().cpu().numpy().tobytes(), values.cpu().numpy().tobytes()
+    return ids.int(), values

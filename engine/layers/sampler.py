@@ -77,9 +77,14 @@ def _top_k_top_p(logits: Tensor, params: Items[SamplingParams]) -> Tensor:
 
 def draw(probs: Tensor, u: Items[float]) -> Tensor:
     """Inverse-CDF sample, [N] int64, of each distribution in [N, vocab] (rows need not sum to 1) at its u in [0, 1)."""
+    return draw_at(probs, upload(u, probs.device, torch.float64))
+
+
+def draw_at(probs: Tensor, u: Tensor) -> Tensor:
+    """The same for numbers that are on the device, [N] float64."""
     cumulative = probs.double().cumsum(-1)
     total = cumulative[:, -1:]
-    at = upload(u, probs.device, torch.float64).unsqueeze(1) * total
+    at = u.unsqueeze(1) * total
     return torch.searchsorted(cumulative, at, right=True).clamp_(max=probs.shape[1] - 1)[:, 0]
 
 
@@ -88,18 +93,18 @@ def sample(logits: Tensor, params: Items[SamplingParams], u: Items[float]) -> Te
     return draw(probabilities(logits, params), u)
 
 
-class Listing(NamedTuple):
-    """Log-probabilities of one chosen token's row. top: the likeliest tokens and theirs, from the likeliest down."""
+class LogProbabilities(NamedTuple):
+    """Of N chosen tokens [N], and of the likeliest ones at their positions: their ids and theirs, each [N, num_top],
+    from the likeliest down."""
 
-    logprob: float
-    top: tuple[tuple[int, float], ...]
+    chosen: Tensor
+    top_ids: Tensor
+    top: Tensor
 
 
-def log_probabilities(logits: Tensor, tokens: list[int], num_top: int) -> list[Listing]:
-    """One listing for each row of `logits` [N, vocab] and its chosen token, of the model's own distribution: before
-    penalties and temperature, as in vLLM (logprobs_mode raw_logprobs)."""
+def log_probabilities(logits: Tensor, tokens: Tensor, num_top: int) -> LogProbabilities:
+    """Of each row of `logits` [N, vocab] and its chosen token [N], by the model's own distribution: before penalties
+    and temperature, as in vLLM (logprobs_mode raw_logprobs)."""
     logprobs = logits.log_softmax(-1)
-    chosen = logprobs.gather(1, torch.tensor(tokens, device=logits.device).unsqueeze(1)).squeeze(1).tolist()
-    values, index = logprobs.topk(min(num_top, logprobs.shape[1]), -1)
-    tops = zip(index.tolist(), values.tolist(), strict=True)
-    return [Listing(x, tuple(zip(*top, strict=True))) for x, top in zip(chosen, tops, strict=True)]
+    top, top_ids = logprobs.topk(min(num_top, logprobs.shape[1]), -1)
+    return LogProbabilities(logprobs.gather(1, tokens.unsqueeze(1)).squeeze(1), top_ids, top)

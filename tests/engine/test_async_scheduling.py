@@ -253,7 +253,7 @@ def test_a_request_that_needs_the_host_makes_its_steps_wait() -> None:
     play = Played()
     play.engine.add("a", PROMPT, plain(9))
     play.step()
-    play.engine.add("b", [8], plain(2, logprobs=True))
+    play.engine.add("b", [8], plain(2, presence_penalty=0.1))
     assert [name for name, _, _ in play.step()] == ["a", "a", "b"], "the step that was in flight, then its own"
     assert [name for name, _, _ in play.step()] == ["a", "b"] and not play.runner.uncollected
     assert play.step() == [] and play.batch() == ["a"], "alone it overlaps again"
@@ -276,7 +276,7 @@ NEEDS = [
     ("a window, prefix caching", {"kv_window": 64, "enable_prefix_caching": True}, {}, False),
     ("guesses", {"num_speculative_tokens": 2, "speculative_method": "ngram"}, {}, True),
     ("heavy hitters", {"kv_window": 64, "kv_heavy_tokens": 32}, {}, True),
-    ("log-probabilities", {}, {"logprobs": True}, True),
+    ("log-probabilities", {}, {"logprobs": True, "top_logprobs": 3}, False),
     ("a repetition penalty", {}, {"repetition_penalty": 1.1}, True),
     ("a frequency penalty", {}, {"frequency_penalty": 0.1}, True),
     ("a bias", {}, {"logit_bias": ((1, 2.0),)}, True),

@@ -25,23 +25,26 @@ SAMPLED = [
     GREEDY,
 ]
 PENALISED = SamplingParams(max_tokens=9, ignore_eos=True, repetition_penalty=1.3, presence_penalty=0.5)
+ASKING = SamplingParams(max_tokens=OUTPUT, temperature=0.7, ignore_eos=True, logprobs=True, top_logprobs=2)
 SCORED = SamplingParams(max_tokens=11, forced=tuple(range(10, 21)), logprobs=True)
 FEW_PAGES = SETTINGS["a pool so small that sequences are preempted"]
 SOME_PAGES = {"kv_cache_memory_bytes": 14 * 16 * 2 * 2 * 2 * 16 * 4, "prefill_chunk_size": 16}
 
 
 def said(engine: LLMEngine, params: list[SamplingParams], ids: list[list[int]], gap: int = 0) -> list[Any]:
-    """Tokens, log-probabilities and finish reason of each prompt; one joins every `gap` steps, parameters in turn."""
-    found: list[Any] = [([], [], []) for _ in ids]
+    """Tokens, log-probabilities, those of likely tokens and finish reason of each prompt; one joins every `gap` steps,
+    parameters in turn."""
+    found: list[Any] = [([], [], [], []) for _ in ids]
     steps = added = 0
     while added < len(ids) or engine.has_work():
         while added < len(ids) and steps >= added * gap:
             engine.add(str(added), ids[added], params[added % len(params)], -added, str(added % 2))
             added += 1
         for output in engine.step() if engine.has_work() else []:
-            tokens, logprobs, reasons = found[int(output.request_id)]
+            tokens, logprobs, tops, reasons = found[int(output.request_id)]
             tokens += output.tokens
             logprobs += output.logprobs
+            tops += output.top_logprobs
             reasons += [output.finish_reason] if output.finish_reason else []
         steps += 1
     stats = engine.stats()
@@ -89,6 +92,14 @@ def test_requests_that_need_the_host_among_others(tiny_llama: Path) -> None:
     both(EngineConfig(model=str(tiny_llama)), [SAMPLED[1], PENALISED, SCORED, GREEDY], [*prompts(), *prompts()], gap=3)
 
 
+def test_log_probabilities_travel_with_the_tokens(tiny_llama: Path) -> None:
+    """Of prompts in chunks and decodes, of requests beside others that ask for none."""
+    config = EngineConfig(model=str(tiny_llama), max_num_batched_tokens=24)
+    engine = both(config, [ASKING, GREEDY, SAMPLED[1]], [*prompts(), *prompts(3)], gap=1)[1]
+    engine.add("a", [5, 6], ASKING)
+    assert engine.step() == [] and len(engine.step()[0].top_logprobs) == 1
+
+
 def test_a_batch_that_waits_only_for_one_of_its_requests(tiny_llama: Path) -> None:
     """Few of many: steps in flight and steps that wait take turns."""
     params = [GREEDY, SAMPLED[0], GREEDY, SAMPLED[1], PENALISED]
@@ -97,12 +108,12 @@ def test_a_batch_that_waits_only_for_one_of_its_requests(tiny_llama: Path) -> No
 
 def test_stop_tokens_in_the_middle(tiny_llama: Path) -> None:
     free = said(load_engine(EngineConfig(model=str(tiny_llama))), [GREEDY], prompts())
-    stops = tuple({tokens[7] for tokens, _, _ in free})
+    stops = tuple({tokens[7] for tokens, *_ in free})
     params = SamplingParams(max_tokens=OUTPUT, stop_token_ids=stops)
     config = EngineConfig(model=str(tiny_llama), enable_prefix_caching=True, block_size=4)
     engine = both(config, [params, SAMPLED[1]], prompts())[1]
     found = said(engine, [params], prompts())
-    assert all(reasons == ["stop"] and len(tokens) <= 8 for tokens, _, reasons in found)
+    assert all(reasons == ["stop"] and len(tokens) <= 8 for tokens, *_, reasons in found)
     assert engine.stats().prefix_cache_hits, "and the pages of stopped ones hold what they say"
 
 

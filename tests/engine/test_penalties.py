@@ -59,17 +59,20 @@ def test_rows_after_guesses_count_them_as_output(params: dict[str, Any]) -> None
     sequence.output.extend(output)
     plain = Sequence("b", (1, 2), SamplingParams(), 1)
     logits = torch.randn(5, VOCAB, generator=torch.Generator().manual_seed(2)) * 3
-    rows = [Row(plain, []), *(Row(sequence, guesses[:k]) for k in range(3)), Row(plain, [4])]
+    drawn = torch.tensor(guesses)
+    rows = [Row(plain, drawn[:0]), *(Row(sequence, drawn[:k]) for k in range(3)), Row(plain, torch.tensor([4]))]
     found = penalise(logits, rows)
     for row, (owner, drafts) in enumerate(rows):
-        wanted = by_the_book(logits[row], list(owner.prompt), owner.output + drafts, owner.params)
+        wanted = by_the_book(logits[row], list(owner.prompt), owner.output + drafts.tolist(), owner.params)
         assert torch.allclose(found[row], wanted, atol=1e-5)
     assert torch.equal(found[[0, 4]], logits[[0, 4]]), "others in the batch are untouched"
 
 
 def test_plain_rows_are_not_even_copied() -> None:
     logits = torch.zeros(1, VOCAB)
-    assert penalise(logits, [Row(Sequence("b", (1, 2), SamplingParams(temperature=1.0), 1), [])]) is logits
+    assert (
+        penalise(logits, [Row(Sequence("b", (1, 2), SamplingParams(temperature=1.0), 1), torch.tensor([]))]) is logits
+    )
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,11 @@ from scipy.stats import chisquare, kstest
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from engine.layers.sampler import Stream, draw, probabilities, uniform
+from engine.scheduler import ScheduledSequence
 from engine.sequence import SamplingParams, Sequence
-from engine.speculative.proposal import Proposal
-from engine.speculative.verification import verify_greedy, verify_sampled
+from engine.speculative.prompt_lookup import known
+from engine.speculative.proposal import Guesses
+from engine.speculative.verification import choosers, verify
 
 VOCAB = 12
 SAMPLES = 20_000
@@ -87,6 +89,15 @@ def test_draw_never_takes_a_token_without_probability() -> None:
     assert [int(draw(probs, [u])) for u in (0.0, 0.299, 0.301, 1 - 2**-53)] == [1, 1, 3, 3]
 
 
+def verified(sequences: list[Sequence], guesses: Guesses, target: torch.Tensor) -> list[list[int]]:
+    """New tokens of each; target: logits, for each sequence one row more than it has guesses."""
+    step = [
+        ScheduledSequence(s, s.num_tokens - 1, 1, len(g), True) for s, g in zip(sequences, guesses.tokens, strict=True)
+    ]
+    choice = verify(choosers(step, [1 + len(tokens) for tokens in guesses.tokens]), guesses, target)
+    return [tokens[: stand + 1] for tokens, stand in zip(choice.tokens.tolist(), choice.accepted.tolist(), strict=True)]
+
+
 @pytest.mark.parametrize(
     "about", ["far", "equal", "near", "the certain guess of a rare token", "the certain guess of a likely token"]
 )
@@ -98,8 +109,10 @@ def test_rejection_sampling_keeps_the_target_distribution(about: str) -> None:
     q = drafts[about].softmax(-1)[0] if about in drafts else torch.eye(VOCAB)[certain]
     sequences = [Sequence("a", (1, 2), SamplingParams(temperature=1.0), 0, seed) for seed in range(SAMPLES)]
     guesses = draw(q.expand(SAMPLES, -1), [uniform(seed, 2, Stream.DRAFT) for seed in range(SAMPLES)])
-    proposals = [Proposal([guess], [q] if about in drafts else []) for guess in guesses.tolist()]
-    found = verify_sampled(sequences, proposals, torch.stack([p, after]).repeat(SAMPLES, 1))
+    proposed = known([[guess] for guess in guesses.tolist()], guesses.device)
+    if about in drafts:
+        proposed = proposed._replace(probs=q.expand(SAMPLES, 1, -1), prob_rows={row: row for row in range(SAMPLES)})
+    found = verified(sequences, proposed, torch.stack([p, after]).log().repeat(SAMPLES, 1))
     first = torch.bincount(torch.tensor([tokens[0] for tokens in found]), minlength=VOCAB)
     second = torch.bincount(torch.tensor([tokens[1] for tokens in found if len(tokens) == 2]), minlength=VOCAB)
     assert chisquare(first.numpy(), p.double().numpy() * SAMPLES, sum_check=False).pvalue > 1e-3
@@ -118,4 +131,6 @@ def test_rejection_sampling_keeps_the_target_distribution(about: str) -> None:
     ],
 )
 def test_greedy_verification(drafts: list[int], targets: list[int], tokens: list[int]) -> None:
-    assert verify_greedy(drafts, targets) == tokens
+    sequence = Sequence("a", (1, 2), SamplingParams(), 0)
+    target = torch.nn.functional.one_hot(torch.tensor(targets), VOCAB).float()
+    assert verified([sequence], known([drafts], target.device), target) == [tokens]

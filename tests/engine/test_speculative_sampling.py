@@ -13,6 +13,7 @@ import torch
 from scipy.stats import chisquare
 from test_llm_engine import collect, prompts, run
 from test_penalties import by_the_book
+from test_sampler import verified
 from transformers import (
     LlamaForCausalLM,
     MinPLogitsWarper,
@@ -25,9 +26,8 @@ from engine.config import EngineConfig
 from engine.model_runner import load_engine
 from engine.scheduler import ScheduledSequence
 from engine.sequence import SamplingParams, Sequence
-from engine.speculative.draft_model import add_guesses
-from engine.speculative.proposal import Proposal
-from engine.speculative.verification import verify
+from engine.speculative.draft_model import Draft
+from engine.speculative.prompt_lookup import known
 
 VOCAB = 6
 SAMPLES = 6_000
@@ -52,13 +52,14 @@ def two_tokens(draft: torch.Tensor | None, target: torch.Tensor, params: Samplin
         step = [ScheduledSequence(s, s.num_tokens - 1, 1, 2, True) for s in todo]
         at = torch.tensor([len(s.output) for s in todo])
         if draft is None:  # certain guesses of a token that is neither likely nor impossible
-            proposals = [Proposal([2, 2]) for _ in step]
+            guesses = known([[2, 2] for _ in step], target.device)
         else:
-            proposals = [Proposal() for _ in step]
+            growing = Draft(step, list(range(len(step))), target.device)
             for ahead in range(2):
-                add_guesses(list(zip(step, proposals, strict=True)), draft[(at + ahead).clamp(max=1)])
+                growing.add(draft[(at + ahead).clamp(max=1)])
+            guesses = growing.guesses([0] * len(step))
         rows = torch.stack([at, at + 1, at + 2], 1).clamp(max=1).flatten()
-        for sequence, tokens in zip(todo, verify(step, proposals, target[rows], [3] * len(todo)), strict=True):
+        for sequence, tokens in zip(todo, verified(todo, guesses, target[rows]), strict=True):
             sequence.append(tokens)
     return Counter(tuple(sequence.output[:2]) for sequence in sequences)
 

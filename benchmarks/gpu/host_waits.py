@@ -1,11 +1,10 @@
-"""What makes the host wait for the GPU between a step's spans and its logits: nothing may."""
+"""What makes the host wait for the GPU while it launches a step: nothing may, nor guesses and their verification."""
 
 from __future__ import annotations
 
 import random
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
@@ -13,24 +12,18 @@ import torch
 
 from benchmarks.gpu.engine_tokens import DRAFTED, MINI, served
 from engine.config import EngineConfig
-from engine.model_runner import load_engine
-from engine.models.decoder import Decoder
-from engine.paged_model import PagedModel
-
-WATCHED = ((PagedModel, "prepare"), (Decoder, "forward"), (PagedModel, "logits"))
+from engine.model_runner import ModelRunner, load_engine
 
 
 def host_waits(speculates: bool, requests: int = 32, output: int = 32) -> int:
-    """How often a forward pass of the bundled model made the host wait (torch.cuda.set_sync_debug_mode)."""
+    """How often a launch of the bundled model made the host wait (torch.cuda.set_sync_debug_mode)."""
     settings: dict[str, Any] = DRAFTED if speculates else {}
     engine = load_engine(EngineConfig(model=str(MINI / "mini"), device="cuda", **settings))
     generator = random.Random(0)
     prompts = [[generator.randrange(16, 2048) for _ in range(generator.randrange(8, 300))] for _ in range(requests)]
     served(engine, prompts, False, output)  # captures, which do wait
     waits: list[str] = []
-    with ExitStack() as patches:
-        for owner, name in WATCHED:
-            patches.enter_context(mock.patch.object(owner, name, _watched(getattr(owner, name), waits)))
+    with mock.patch.object(ModelRunner, "launch", _watched(ModelRunner.launch, waits)):
         served(engine, prompts, False, output)
     return len(waits)
 

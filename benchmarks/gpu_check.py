@@ -229,7 +229,7 @@ def main() -> int:
     for name, share, bound in engine_tokens.checks("cuda"):
         note(f"engine, requests with other tokens: {name}", share, bound)
     for speculates in (False, True):
-        note(f"host waits for the GPU in a launch, speculates: {speculates}", host_waits.host_waits(speculates), 0.0)
+        note(f"host waits for the GPU in launches, speculates: {speculates}", host_waits.host_waits(speculates), 0.0)
     print(write("gpu-check", rows, stamp=stamp))
     return 0 if all(row["passed"] for row in rows) else 1
 

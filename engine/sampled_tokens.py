@@ -30,7 +30,8 @@ class SampledTokens:
             if span.tokens[-1] == UNKNOWN:
                 rows.append(first + len(span.tokens) - 1)
                 sources.append(self._rows[span.sequence])
-        batch.put(rows, self._tokens, sources)
+        if rows:
+            batch.put(rows, self._tokens[upload(sources, self._tokens.device)])
 
     def keep(self, sequences: list[Sequence], tokens: Tensor) -> None:
         """The token of each of these sequences, [N] int64, for the next step."""

@@ -87,11 +87,12 @@ class AttentionInput:
     first_rows: list[int]
     ragged: RaggedBatch | None = None
 
-    def put(self, rows: list[int], tokens: Tensor, sources: list[int]) -> None:
-        """Write tokens[sources], which the host need not know, to these rows."""
-        if rows:
-            ids, device = self.token_ids, self.token_ids.device
-            ids.index_copy_(0, upload(rows, device), tokens[upload(sources, device)].to(ids.dtype))
+    def put(self, rows: list[int], tokens: Tensor) -> None:
+        """Write tokens [len(rows)], which the host need not know, to these rows."""
+        if rows == list(range(rows[0], rows[0] + len(rows))):
+            self.token_ids[rows[0] : rows[0] + len(rows)].copy_(tokens)
+        else:
+            self.token_ids.index_copy_(0, upload(rows, tokens.device), tokens.to(self.token_ids.dtype))
 
     def page_masses(self) -> list[tuple[float, ...]]:
         """Per span, what each page of its table drew in this pass, 0 for padding at the end; or nothing."""

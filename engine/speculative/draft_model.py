@@ -67,6 +67,9 @@ class Draft:
     step: its sequences; members: by index, those that want another guess. depth: guesses that members have so far.
     """
 
+    _newest: Tensor
+    """Of each member."""
+
     def __init__(self, step: list[ScheduledSequence], members: list[int], device: torch.device) -> None:
         self.members = members
         self.depth = 0
@@ -74,6 +77,7 @@ class Draft:
         self._wanted = [0] * len(step)
         for index in members:
             self._wanted[index] = step[index].num_drafts
+        self._index = upload(members, device, torch.int64)
         self._ids = torch.zeros(len(step), max(self._wanted), dtype=torch.int64, device=device)
         sampled = [index for index in members if not step[index].sequence.params.greedy]
         self._prob_rows = {index: row for row, index in enumerate(sampled)}
@@ -83,17 +87,22 @@ class Draft:
         """One more token for each member, chosen as the target would from logits [len(members), vocab]: the same
         penalties, temperature and filters."""
         device, sequences = logits.device, [self._step[index].sequence for index in self.members]
-        rows = zip(sequences, self.members, strict=True)
-        logits = penalise(logits, [Row(sequence, self._ids[index, : self.depth]) for sequence, index in rows])
+        if any(sequence.params.penalised for sequence in sequences):
+            rows = zip(sequences, self.members, strict=True)
+            logits = penalise(logits, [Row(sequence, self._ids[index, : self.depth]) for sequence, index in rows])
         tokens = logits.argmax(-1)
         if sampled := [row for row, sequence in enumerate(sequences) if not sequence.params.greedy]:
             index = upload(sampled, device)
             probs = probabilities(logits[index], [sequences[row].params for row in sampled])
             tokens.index_copy_(0, index, draw(probs, [self._number(self.members[row]) for row in sampled]))
             self._keep(probs, [self.members[row] for row in sampled])
-        self._ids[:, self.depth].index_copy_(0, upload(self.members, device), tokens)
+        self._ids[:, self.depth].index_copy_(0, self._index, tokens)
         self.depth += 1
+        self._newest, before = tokens, len(self.members)
         self.members = [index for index in self.members if self._wanted[index] > self.depth]
+        if len(self.members) < before:
+            self._index = upload(self.members, device, torch.int64)
+            self._newest = self._ids[self._index, self.depth - 1]
 
     def _number(self, index: int) -> float:
         item = self._step[index]
@@ -112,7 +121,7 @@ class Draft:
 
     def fill(self, prepared: Prepared) -> None:
         """Put the newest guesses into those spans."""
-        prepared.batch.put(prepared.batch.first_rows, self._ids[:, self.depth - 1], self.members)
+        prepared.batch.put(prepared.batch.first_rows, self._newest)
 
     def guesses(self, computed: list[int]) -> Guesses:
         """All of them; computed: see Guesses."""

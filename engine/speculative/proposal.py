@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from engine.layers.attention import AttentionInput, Span
+from engine.layers.upload import upload
 from engine.sequence import UNKNOWN
 
 
@@ -34,4 +35,6 @@ class Guesses(NamedTuple):
                 end = first + len(span.tokens)
                 rows += range(end - len(tokens), end)
                 sources += range(index * width, index * width + len(tokens))
-        batch.put(rows, self.ids.flatten(), sources)
+        if rows:
+            ids = self.ids.flatten()
+            batch.put(rows, ids if len(sources) == len(ids) else ids[upload(sources, ids.device)])

@@ -67,7 +67,9 @@ def verify(
     if not any(member.guesses for member in members):
         tokens = _unguessed(members, logits, sampler)
         return Choice(members, tokens.unsqueeze(1), torch.zeros_like(tokens))
-    ids = guesses.ids[upload([member.item for member in members], logits.device)]
+    ids = guesses.ids
+    if len(members) < len(ids):
+        ids = ids[upload([member.item for member in members], logits.device)]
     stand, top = _greedy(members, ids, logits, synthetic)
     picked = [row for row, member in enumerate(members) if not member.sequence.params.greedy]
     if not picked:
@@ -106,8 +108,14 @@ def _greedy(members: list[Chooser], ids: Tensor, logits: Tensor, synthetic: floa
     A guess stands that agrees with it or, where `synthetic` is given, by chance.
     """
     device, width = logits.device, ids.shape[1]
-    rows = [[member.first + min(k, member.guesses) for k in range(width + 1)] for member in members]
-    top = logits.max(-1).indices[upload(rows, device)]
+    top = logits.max(-1).indices
+    if len(top) == len(members) * (width + 1) and all(member.guesses == width for member in members):
+        top = top.view(-1, width + 1)
+        if synthetic is None:
+            return ids == top[:, :-1], top
+    else:
+        rows = [[member.first + min(k, member.guesses) for k in range(width + 1)] for member in members]
+        top = top[upload(rows, device)]
     if synthetic is None:
         offered = upload([[k < member.guesses for k in range(width)] for member in members], device)
         return offered & (ids == top[:, :-1]), top

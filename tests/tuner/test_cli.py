@@ -268,7 +268,11 @@ BAD = [
     ("a key misspelt", ["run", "{dir}/key.yaml"], "key.yaml: budget.trails: unknown key; did you mean trials?"),
     ("a file that is no trace", ["run", "{dir}/trace.yaml"], "broken.yaml: line 1"),
     ("resume and fresh", ["run", "{dir}/study.yaml", "--resume", "--fresh"], "--resume and --fresh"),
-    ("no run there", ["recommend", "{dir}/nowhere"], "nowhere"),
+    ("no run there", ["recommend", "{dir}/nowhere"], "nowhere: no run here (study.db is missing); tune run STUDY.yaml"),
+    ("a run misspelt", ["status", "{dir}/done/dmo"], "dmo: no run here (study.db is missing); did you mean "),
+    ("all runs for a run", ["report", "{dir}/done"], "no run here (study.db is missing); runs: {dir}/done/demo"),
+    ("a run to serve misspelt", ["serve", "{dir}/done/dmo"], "did you mean {dir}/done/demo?"),
+    ("no directory of runs", ["studies", "list", "--runs", "{dir}/nowhere"], "nowhere: no such directory"),
     ("a run that is no database", ["report", "{dir}/text.db"], "text.db: cannot be opened"),
     ("an unknown target", ["export", "{dir}/nowhere", "--to", "vllm", "--out", "{dir}/x"], "nowhere"),
     ("neither server nor engine", ["replay", "{dir}/trace.jsonl"], "--url and --engine: expected one of them"),
@@ -337,6 +341,8 @@ def mistakes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     study_file(directory)
     (directory / "broken.yaml").write_text("name: [")
     (directory / "text.db").write_text("this is no database, however long one reads it")
+    (directory / "done/demo").mkdir(parents=True)
+    (directory / "done/demo/study.db").touch()
     values = yaml.safe_load((directory / "study.yaml").read_text())
     (directory / "key.yaml").write_text(yaml.safe_dump(values | {"budget": {"trails": 3}}, sort_keys=False))
     (directory / "trace.yaml").write_text(
@@ -361,7 +367,7 @@ def test_bad_input_is_told_in_one_line(mistakes: Path, args: list[str], message:
         command += ["--out", str(mistakes / "runs")]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 2, result.output
-    assert result.stderr.startswith("tune: ") and message in result.stderr
+    assert result.stderr.startswith("tune: ") and message.format(dir=mistakes) in result.stderr
     assert result.stderr.count("\n") == 1
     assert not (mistakes / "runs").exists()
 

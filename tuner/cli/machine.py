@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tuner.cli.errors import REFUSED
+from tuner.cli.run_directory import database_of
 
 if TYPE_CHECKING:
     from search_spaces.space import SearchSpace
@@ -116,6 +117,8 @@ def serve(
     """
     path = config / "recommended.yaml" if config.is_dir() else config
     if not path.is_file():
+        if not config.exists() and not config.suffix:
+            database_of(config)  # where it is no run, the runs that there are
         raise ValueError(f"{path}: no such file; expected an engine.yaml or a run with a recommendation")
     sys.stdout.flush()
     command = [sys.executable, "-m", "engine", "--config", str(path), "--host", host, "--port", str(port)]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tuner.cli.run_directory import DATABASE, STUDY_FILE
+from tuner.cli.run_directory import DATABASE, STUDY_FILE, runs_under
 from tuner.cli.studies import standings
 from tuner.cli.study import execute
 
@@ -39,7 +39,7 @@ def resume(
 
 def _stopped(out: Path) -> Path:
     """The run under `out` that ended before its end. Raises ValueError unless there is one, and one only."""
-    runs = [database.parent for database in sorted(out.glob(f"*/{DATABASE}"))]
+    runs = runs_under(out)
     stopped = [run for run in runs if any(found.phase == "stopped" for found in standings(run))]
     if len(stopped) != 1:
         found = f"{len(stopped)} were: {', '.join(map(str, stopped))}" if stopped else f"none of {len(runs)} was"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 DATABASE = "study.db"
 STUDY_FILE = "study.yaml"
+SHOWN_RUNS = 5
 
 RunArgument = Annotated[Path, typer.Argument(help="Directory of a run, such as runs/demo.")]
 StudyOption = Annotated[
@@ -55,5 +56,26 @@ def evidence_of(run: Path) -> Evidence:
 
 
 def database_of(run: Path) -> Path:
-    """The database of a run's directory; the file itself where it is given."""
-    return run if run.suffix == ".db" else run / DATABASE
+    """The database of a run's directory; the file itself where it is given. Raises ValueError where there is no run."""
+    path = run if run.suffix == ".db" else run / DATABASE
+    if not path.is_file():
+        raise ValueError(f"{run}: no run here ({path.name} is missing); {_instead(run)}")
+    return path
+
+
+def runs_under(directory: Path) -> list[Path]:
+    """The directories of runs in a directory of runs, by name."""
+    return [database.parent for database in sorted(directory.glob(f"*/{DATABASE}"))]
+
+
+def _instead(missing: Path) -> str:
+    """The run that was meant, or those that there are: in that directory, under ./runs, beside it."""
+    import difflib
+
+    found = dict.fromkeys(run for near in (missing, Path("runs"), missing.parent) for run in runs_under(near))
+    if not found:
+        return "tune run STUDY.yaml makes one"
+    if near := difflib.get_close_matches(missing.name, [run.name for run in found], n=1):
+        return f"did you mean {next(run for run in found if run.name == near[0])}?"
+    shown = ", ".join(str(run) for run in list(found)[:SHOWN_RUNS])
+    return f"runs: {shown}" + (f" and {len(found) - SHOWN_RUNS} more" if len(found) > SHOWN_RUNS else "")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuner.cli.run_directory import DATABASE, RunArgument, database_of
+from tuner.cli.run_directory import RunArgument, database_of, runs_under
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -55,7 +55,9 @@ def list_(runs: RunsOption = Path("runs"), as_json: JsonOption = False) -> None:
     """
     from tuner.terminal import output
 
-    found = [one for database in sorted(runs.glob(f"*/{DATABASE}")) for one in standings(database.parent)]
+    if not runs.is_dir() and runs != Path("runs"):
+        raise ValueError(f"--runs {runs}: no such directory")
+    found = [one for run in runs_under(runs) for one in standings(run)]
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in found], indent=2))
     elif found:

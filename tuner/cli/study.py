@@ -165,7 +165,7 @@ def _run_study(spec: StudySpec, directory: Path, resume: bool, warm_start: Path 
     from tuner.warm_start import first_trials, offers
 
     plan, machine = make_plan(spec), environment()  # a mistake in the study file must not leave a run behind
-    first = first_trials(warm_start / DATABASE, plan, machine) if warm_start is not None else []
+    first = first_trials(database_of(warm_start), plan, machine) if warm_start is not None else []
     directory.mkdir(parents=True, exist_ok=True)
     if not resume:  # a resumed study keeps the file it began with
         text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)

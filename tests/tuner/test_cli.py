@@ -262,6 +262,7 @@ def test_replay_prints_what_was_good(server: tuple[str, Path]) -> None:
     assert "offered 80" in strict.stdout and "good 0" in strict.stdout
 
 
+SYNTH = ["synth", "--arrivals", "poisson", "--rate", "2", "--seconds", "9"]
 BAD = [
     ("no study file", ["run", "{dir}/none.yaml"], "none.yaml: cannot be read"),
     ("no YAML", ["run", "{dir}/broken.yaml"], "broken.yaml: not YAML"),
@@ -328,6 +329,23 @@ BAD = [
         ["record", "--upstream", "http://127.0.0.1:9", "--listen", "localhost", "--out", "{dir}/o.jsonl"],
         "--listen localhost: expected HOST:PORT",
     ),
+    *(
+        (f"{name} over what it reads", ["trace", *command], "would replace what is read")
+        for name, command in (
+            ("import", ["import", "{dir}/trace.jsonl", "--format", "azure", "--out", "{dir}/trace.jsonl"]),
+            ("split", ["split", "{dir}/trace.jsonl", "--tune", "{dir}/../{name}/trace.jsonl"]),
+            ("scale", ["scale", "{dir}/trace.jsonl", "--time-scale", "2", "--out", "{dir}/trace.jsonl"]),
+            ("anonymize", ["anonymize", "{dir}/trace.jsonl", "--out", "{dir}/trace.jsonl"]),
+            ("synth", [*SYNTH, "--lengths-from", "{dir}/trace.jsonl", "--out", "{dir}/trace.jsonl"]),
+        )
+    ),
+    (
+        "both parts in one file",
+        ["trace", "split", "{dir}/trace.jsonl", "--tune", "{dir}/o.jsonl", "--held-out", "{dir}/o.jsonl"],
+        "--held-out {dir}/o.jsonl: would replace",
+    ),
+    ("a directory for a file", ["trace", "scale", "{dir}/trace.jsonl", "--out", "{dir}"], "expected a file"),
+    ("a file nowhere", ["trace", *SYNTH, "--out", "{dir}/no/o.jsonl"], "{dir}/no is no directory"),
     (
         "no CSV", ["trace", "import", "{dir}/study.yaml", "--format", "azure", "--out", "{dir}/o.jsonl"],
         "expected the columns",
@@ -362,14 +380,15 @@ def mistakes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("args", "message"), cases(BAD))
 def test_bad_input_is_told_in_one_line(mistakes: Path, args: list[str], message: str) -> None:
-    command = [arg.format(dir=mistakes) for arg in args]
+    trace = (mistakes / "trace.jsonl").read_bytes()
+    command = [arg.format(dir=mistakes, name=mistakes.name) for arg in args]
     if args[0] == "run":
         command += ["--out", str(mistakes / "runs")]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 2, result.output
     assert result.stderr.startswith("tune: ") and message.format(dir=mistakes) in result.stderr
     assert result.stderr.count("\n") == 1
-    assert not (mistakes / "runs").exists()
+    assert not (mistakes / "runs").exists() and (mistakes / "trace.jsonl").read_bytes() == trace
 
 
 def test_help_answers_without_the_heavy_libraries() -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from tuner.cli.output_file import check_output
+
 if TYPE_CHECKING:
     from tuner.traffic.importers.importer import Imported
 
@@ -66,6 +68,7 @@ def import_(
     from tuner.traffic.importers.options import ImportOptions
     from tuner.traffic.trace_file import save_trace
 
+    check_output("--out", out, file, tokenizer)
     start, end = parse_window(window) if window else (0.0, None)
     options = ImportOptions(
         limit=limit, start=start, end=end, seed=seed, tenant=tenant, slo_class=slo_class, length_scale=length_scale,

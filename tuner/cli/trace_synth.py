@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tuner.cli.output_file import check_output
+
 if TYPE_CHECKING:
     from tuner.traffic.workload import Lengths
 
@@ -51,6 +53,7 @@ def synth(
     given = {"--rate": rate, "--seconds": seconds, "--cv": cv, "--on": on, "--off": off, "--windows": windows,
              "--window": window}  # fmt: skip
     _check(arrivals, given)
+    check_output("--out", out, windows, lengths_from)
     own = None
     if windows is not None and window is not None:
         start, end = parse_window(window)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from tuner.cli.output_file import check_output
+
 if TYPE_CHECKING:
     from tuner.traffic.trace_lines import TraceLines
 
@@ -65,6 +67,12 @@ def split(
 
     if seconds is not None and (by != "time" or share is not None):
         raise ValueError("--seconds: expected with --by time, and without --share")
+    names = (
+        tune or file.with_name(f"{file.stem}-tune.jsonl"),
+        held_out or file.with_name(f"{file.stem}-held-out.jsonl"),
+    )
+    check_output("--tune", names[0], file)
+    check_output("--held-out", names[1], file, names[0])
     trace = read_lines(file)
     fraction = 0.7 if share is None else share
     if not 0 < fraction < 1:
@@ -73,10 +81,6 @@ def split(
         parts = split_by_time(trace, fraction * trace.span if seconds is None else seconds)
     else:
         parts = split_by_unit(trace, by, fraction, seed)
-    names = (
-        tune or file.with_name(f"{file.stem}-tune.jsonl"),
-        held_out or file.with_name(f"{file.stem}-held-out.jsonl"),
-    )
     for part, path in zip(parts, names, strict=True):
         _write(part, path)
 
@@ -102,6 +106,7 @@ def scale(
 
     if keep is not None and not 0 < keep < 1:
         raise ValueError(f"--keep: expected a number between 0 and 1, given {keep:g}")
+    check_output("--out", out, file)
     trace = read_lines(file)
     if keep is not None:
         trace = thinned(trace, keep, by, seed)
@@ -127,6 +132,7 @@ def anonymize(
     from tuner.traffic.anonymize import anonymized, read_key
     from tuner.traffic.trace_lines import read_lines
 
+    check_output("--out", out, file, key_file)
     key = read_key(key_file)
     _write(anonymized(read_lines(file), key, block_tokens), out)
 

@@ -54,15 +54,25 @@ class Inputs:
 
 def study_file(inputs: Inputs, directory: Path) -> str:
     """The text of a study file that is to lie in `directory`. Raises ValueError for an unknown preset or no model."""
-    if inputs.preset not in PRESETS:
-        near = difflib.get_close_matches(inputs.preset, PRESETS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(PRESETS)}"
-        raise ValueError(f"--preset {inputs.preset}: unknown; {hint}")
-    if not (inputs.model / "config.json").is_file():
-        raise ValueError(f"--model {inputs.model}: expected a checkpoint directory with config.json")
+    check_preset(inputs.preset)
+    check_model(inputs.model)
     if inputs.trace.span <= 0:
         raise ValueError(f"--trace {inputs.trace_file}: spans no time; a replay needs arrivals")
     return "".join(_sections(inputs, PRESETS[inputs.preset], directory))
+
+
+def check_preset(preset: str) -> None:
+    """Raises ValueError with the nearest of PRESETS."""
+    if preset not in PRESETS:
+        near = difflib.get_close_matches(preset, PRESETS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(PRESETS)}"
+        raise ValueError(f"--preset {preset}: unknown; {hint}")
+
+
+def check_model(model: Path) -> None:
+    """Raises ValueError unless it looks like a checkpoint."""
+    if not (model / "config.json").is_file():
+        raise ValueError(f"--model {model}: expected a checkpoint directory with config.json")
 
 
 def study_name(text: str) -> str:

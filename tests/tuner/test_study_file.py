@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import runpy
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,3 +79,22 @@ def test_the_reference_of_the_study_file_is_generated() -> None:
     assert page.read_text(encoding="utf-8") == runpy.run_path(str(ROOT / "docs/generate.py"))["render_study"](), (
         "run: python docs/generate.py"
     )
+
+
+def test_a_bad_answer_is_asked_for_again_and_ctrl_c_ends(tmp_path: Path) -> None:
+    terminal, own = pty.openpty()
+    command = [sys.executable, "-m", "tuner.cli", "init", str(tmp_path / "study.yaml")]
+    with subprocess.Popen(command, cwd=ROOT, stdin=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as asking:
+        assert asking.stdout is not None
+        os.write(terminal, f"{tmp_path}/none\n{MODEL}\nnone.jsonl\n".encode())
+        told = ""
+        while told.count("Trace file:") < 2:
+            letter = asking.stdout.read(1).decode()
+            assert letter, told
+            told += letter
+        asking.send_signal(signal.SIGINT)
+    assert asking.returncode == 130 and not (tmp_path / "study.yaml").exists()
+    assert f"--model {tmp_path}/none: expected a checkpoint directory" in told
+    assert "none.jsonl: cannot be read" in told
+    os.close(terminal)
+    os.close(own)

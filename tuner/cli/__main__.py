@@ -7,7 +7,20 @@ from __future__ import annotations
 
 import typer
 
-from tuner.cli import machine, measure, quality, resume, studies, study, trace, trace_synth, trace_tools, verify, whatif
+from tuner.cli import (
+    init,
+    machine,
+    measure,
+    quality,
+    resume,
+    studies,
+    study,
+    trace,
+    trace_synth,
+    trace_tools,
+    verify,
+    whatif,
+)
 from tuner.cli.errors import ErrorGroup
 
 app = typer.Typer(
@@ -19,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # importing what draws boxes around the help took half of its time
 )
-app.command()(study.init)
+app.command()(init.init)
 app.command()(study.run)
 app.command()(resume.resume)
 app.command()(studies.status)

@@ -47,6 +47,10 @@ class ErrorGroup(TyperGroup):
             _fail(f"{error.filename or ''}: {error.strerror}", MISTAKE)
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
+        except typer.Abort as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # Ctrl-C at a question
+                raise typer.Exit(INTERRUPTED) from None
+            raise
 
 
 def _fail(message: str, status: int) -> None:

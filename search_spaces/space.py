@@ -183,6 +183,8 @@ def load_space(source: Path | Mapping[str, Any]) -> SearchSpace:
         values = yaml.safe_load(source.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{source}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{source}: not UTF-8 text") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{source}: not YAML: {str(error).splitlines()[0]}") from None
     return _parse(values, str(source))

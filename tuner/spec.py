@@ -181,6 +181,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not UTF-8 text") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(values, dict):

@@ -263,9 +263,18 @@ def test_replay_prints_what_was_good(server: tuple[str, Path]) -> None:
 
 
 SYNTH = ["synth", "--arrivals", "poisson", "--rate", "2", "--seconds", "9"]
+REPLAY = ["replay", "{dir}/trace.jsonl", "--url", "http://x"]
 BAD = [
     ("no study file", ["run", "{dir}/none.yaml"], "none.yaml: cannot be read"),
     ("no YAML", ["run", "{dir}/broken.yaml"], "broken.yaml: not YAML"),
+    ("no text", ["run", "{dir}/bytes.yaml"], "bytes.yaml: not UTF-8 text"),
+    ("a space that is no text", ["space", "show", "{dir}/bytes.yaml"], "bytes.yaml: not UTF-8 text"),
+    ("an engine file of bytes", ["replay", "{dir}/trace.jsonl", "--engine", "{dir}/bytes.yaml"], "not UTF-8 text"),
+    ("a speed without end", [*REPLAY, "--time-scale", "inf"], "--time-scale inf: expected a number above 0"),
+    ("a negative drain", [*REPLAY, "--drain-timeout", "-1"], "--drain-timeout -1: expected seconds from 0 on"),
+    ("a drain of no number", [*REPLAY, "--drain-timeout", "nan"], "--drain-timeout nan: expected seconds from 0 on"),
+    ("a window after the end", [*REPLAY, "--window", "900:901"], "--window 900:901: "),
+    ("a cut after the end", ["trace", "split", "{dir}/trace.jsonl", "--seconds", "900"], "trace.jsonl: a cut at"),
     ("a key misspelt", ["run", "{dir}/key.yaml"], "key.yaml: budget.trails: unknown key; did you mean trials?"),
     ("a file that is no trace", ["run", "{dir}/trace.yaml"], "broken.yaml: line 1"),
     ("resume and fresh", ["run", "{dir}/study.yaml", "--resume", "--fresh"], "--resume and --fresh"),
@@ -358,6 +367,7 @@ def mistakes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("mistakes")
     study_file(directory)
     (directory / "broken.yaml").write_text("name: [")
+    (directory / "bytes.yaml").write_bytes(b"\xff\xfe")
     (directory / "text.db").write_text("this is no database, however long one reads it")
     (directory / "done/demo").mkdir(parents=True)
     (directory / "done/demo/study.db").touch()

@@ -142,10 +142,16 @@ def _load(
     from tuner.serving.testbed import Load
     from tuner.traffic.trace_file import load_trace
 
-    if not time_scale > 0:
+    if not 0 < time_scale < math.inf:
         raise ValueError(f"--time-scale {time_scale:g}: expected a number above 0")
-    loaded = load_trace(trace)
-    cut = loaded.window(*parse_window(window)) if window else loaded
+    if not 0 <= drain_timeout < math.inf:
+        raise ValueError(f"--drain-timeout {drain_timeout:g}: expected seconds from 0 on")
+    cut = loaded = load_trace(trace)
+    if window:
+        start, end = parse_window(window)
+        if not any(start <= request.arrival < end for request in loaded.requests):
+            raise ValueError(f"--window {window}: {trace} holds no request there; it spans {loaded.span:g} s")
+        cut = loaded.window(start, end)
     if cut.span <= 0:
         raise ValueError(f"{trace}: spans no time; give --window START:END in seconds")
     slos = parse_slos(slo or (), cut.slo_classes)

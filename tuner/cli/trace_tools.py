@@ -77,10 +77,13 @@ def split(
     fraction = 0.7 if share is None else share
     if not 0 < fraction < 1:
         raise ValueError(f"--share {fraction:g}: expected a number between 0 and 1")
-    if by == "time":
-        parts = split_by_time(trace, fraction * trace.span if seconds is None else seconds)
-    else:
-        parts = split_by_unit(trace, by, fraction, seed)
+    try:
+        if by == "time":
+            parts = split_by_time(trace, fraction * trace.span if seconds is None else seconds)
+        else:
+            parts = split_by_unit(trace, by, fraction, seed)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
     for part, path in zip(parts, names, strict=True):
         _write(part, path)
 

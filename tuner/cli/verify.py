@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -84,7 +85,7 @@ def _question(
     from tuner.verify import Question
     from tuner.worth import proven
 
-    if time_scale is not None and not time_scale > 0:
+    if time_scale is not None and not 0 < time_scale < math.inf:
         raise ValueError(f"--time-scale {time_scale:g}: expected a number above 0")
     scale = time_scale or proven(results, chosen).time_scale
     if trace is not None:

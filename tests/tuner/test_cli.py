@@ -185,6 +185,19 @@ def test_an_interruption_keeps_everything_and_says_how_to_go_on(tmp_path: Path, 
     assert done.exit_code == 2 and "expected one run that was stopped, none of 1 was" in done.stderr
 
 
+def test_an_interruption_before_the_first_record_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(spec: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tuner.plan.make_plan", interrupted)
+    study, runs = study_file(tmp_path), tmp_path / "two words"
+    found = tune("run", study, "--out", runs)
+    assert found.exit_code == 130 and not runs.exists()
+    assert found.stderr == f"interrupted before it began; go on with: tune run {study} --out '{runs}'\n"
+
+
 def test_resume_takes_a_run_or_a_study_file(tmp_path: Path) -> None:
     study = study_file(tmp_path, budget={"trials": 1, "finalists": 0, "examine": False})
     runs = tmp_path / "runs"

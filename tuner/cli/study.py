@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,10 +66,12 @@ def execute(file: Path, spec: StudySpec, directory: Path, resume: bool, warm_sta
         with stopping():
             _run_study(spec, directory, resume, warm_start)
     except KeyboardInterrupt:
-        _hand_over_front(directory)
-        where = "" if file.parent == directory else f" --out {directory.parent}"
-        subject = directory if file.parent == directory else file
-        typer.echo(f"interrupted; go on with: tune resume {subject}{where}", err=True)
+        begun = (directory / DATABASE).exists()
+        if begun:
+            _hand_over_front(directory)
+        where = [str(directory)] if file.parent == directory else [str(file), "--out", str(directory.parent)]
+        again = shlex.join(["tune", "resume" if begun else "run", *where])
+        typer.echo(f"interrupted{'' if begun else ' before it began'}; go on with: {again}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     _finish(directory)
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from tests.fakes import cases
 from tests.tuner.builders import answered, failed
-from tuner.scoring.fluidity import FLUIDITY, deadline_stretch, fluidity, smallest_token_gap
-from tuner.scoring.metrics import fluid_token_rate, token_gap
+from tuner.scoring.fluidity import FLUID_SHARE, FLUIDITY, deadline_stretch, fluidity, smallest_token_gap
+from tuner.scoring.metrics import fluid_token_rate
+from tuner.scoring.slo import smallest_bound, token_gaps
 from tuner.traffic.trace import RequestRecord
 
 seconds = st.floats(0.0, 10.0)
@@ -69,6 +70,15 @@ RATES: list[tuple[str, list[RequestRecord], float | None]] = [
 
 @pytest.mark.parametrize(("records", "rate"), cases(RATES))
 def test_fluid_token_rate(records: list[RequestRecord], rate: float | None) -> None:
-    assert fluid_token_rate([token_gap(record) for record in records]) == (
-        None if rate is None else pytest.approx(rate, rel=0.011)
-    )
+    assert fluid_token_rate(records) == (None if rate is None else pytest.approx(rate, rel=0.011))
+
+
+@given(st.lists(st.lists(st.floats(0.0, 10.0), max_size=8) | st.none(), min_size=1, max_size=250))
+def test_the_fluid_token_rate_is_that_of_the_definition(found: list[list[float] | None]) -> None:
+    records = [failed() if gaps is None else answered(0.1, gaps) for gaps in found]
+    smallest = [
+        math.inf if gaps is None else smallest_token_gap([0.0, *token_gaps(record)])
+        for gaps, record in zip(found, records, strict=True)
+    ]
+    slowest = smallest_bound(smallest, FLUID_SHARE)
+    assert fluid_token_rate(records) == (1 / slowest if slowest > 0 else None)

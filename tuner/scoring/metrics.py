@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from tuner.scoring.slo import (
     failure_reason,
     finished,
     latencies,
-    smallest_bound,
+    required_good,
     token_gaps,
 )
 from tuner.scoring.steady import SteadyState, steady_state
@@ -146,7 +147,6 @@ class _Judged(NamedTuple):
     record: RequestRecord
     badness: float
     target: float
-    token_gap: float
 
     @property
     def good(self) -> bool:
@@ -158,7 +158,7 @@ def _judge(record: RequestRecord, slos: Mapping[str, SLO]) -> _Judged:
     if slo is None:
         known = ", ".join(sorted(slos))
         raise ValueError(f"request {record.request_id}: SLO class {record.slo_class!r} is not among slos: {known}")
-    return _Judged(record, badness(record, slo), slo.attainment, token_gap(record))
+    return _Judged(record, badness(record, slo), slo.attainment)
 
 
 def _group(name: str, judged: Sequence[_Judged], slos: Mapping[str, SLO], steady: SteadyState) -> ClassMetrics:
@@ -182,7 +182,7 @@ def _group(name: str, judged: Sequence[_Judged], slos: Mapping[str, SLO], steady
         ),
         effective=effective,
         lower=proportion_lower(share * effective, effective),
-        fluid_token_rate=fluid_token_rate([one.token_gap for one in judged]),
+        fluid_token_rate=fluid_token_rate([one.record for one in judged]),
     )
 
 
@@ -194,20 +194,25 @@ def _effective(judged: Sequence[_Judged], violation: float) -> float:
     return effective_size([one.badness > threshold for one in ordered])
 
 
-def token_gap(record: RequestRecord) -> float:
-    """See smallest_token_gap; infinite for what is bad whatever its latency."""
-    return math.inf if failure_reason(record) is not None else smallest_token_gap([0.0, *token_gaps(record)])
-
-
-def fluid_token_rate(gaps: Sequence[float]) -> float | None:
+def fluid_token_rate(records: Sequence[RequestRecord]) -> float | None:
     """Tokens per second, once the first token is there, at which FLUID_SHARE of the offered requests flow.
 
-    gaps: token_gap() of each. 0 where more than the others are bad whatever their latency. None where no rate is too
-    fast (answers of one chunk), and where nothing was offered. Source: Etalon's fluid token generation rate (arXiv
-    2407.07000).
+    0 where more than the others are bad whatever their latency. None where no rate is too fast (answers of one chunk),
+    and where nothing was offered. Source: Etalon's fluid token generation rate (arXiv 2407.07000).
     """
-    slowest = smallest_bound(gaps, FLUID_SHARE) if gaps else 0.0
-    return 1 / slowest if slowest > 0 else None
+    if not records:
+        return None
+    paced = [(math.inf,) if failure_reason(record) is not None else (0.0, *token_gaps(record)) for record in records]
+    counted = len(paced) - max(required_good(FLUID_SHARE, len(paced)), 1) + 1
+    worst: list[float] = []  # a heap of the `counted` largest
+    # None is above the widest gap of its answer, so that most answers need not be looked at.
+    for gaps in sorted(paced, key=lambda gaps: max(gaps), reverse=True):
+        if len(worst) == counted and max(gaps) <= worst[0]:
+            break
+        heapq.heappush(worst, math.inf if gaps[0] else smallest_token_gap(gaps))
+        if len(worst) > counted:
+            heapq.heappop(worst)
+    return 1 / worst[0] if worst[0] > 0 else None
 
 
 def _latency_table(answered: Sequence[RequestRecord]) -> dict[str, dict[int, float]]:

@@ -233,8 +233,9 @@ def test_split_on_the_command_line(tmp_path: Path) -> None:
     assert tune("trace", "split", path, "--by", "tenant", "--share", "0.4", "--seed", "2").exit_code == 0
     tuned, held = (load_trace(tmp_path / f"week-{name}.jsonl") for name in ("tune", "held-out"))
     assert (len(tuned.tenants), len(held.tenants)) == (2, 3) and not set(tuned.tenants) & set(held.tenants)
-    assert tune("trace", "scale", path, "--out", path, "--keep", "0.4", "--time-scale", "2").exit_code == 0
-    scaled = json.loads(path.read_text().splitlines()[0])
+    fewer = tmp_path / "fewer.jsonl"
+    assert tune("trace", "scale", path, "--out", fewer, "--keep", "0.4", "--time-scale", "2").exit_code == 0
+    scaled = json.loads(fewer.read_text().splitlines()[0])
     assert scaled["seconds"] == 50 and [list(step) for step in scaled["provenance"]["steps"]] == [
         ["thinned"],
         ["time_scale"],

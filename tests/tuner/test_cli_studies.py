@@ -121,7 +121,9 @@ def test_list_show_delete(run: Path) -> None:
     assert "no study" in _invoke("status", run).stderr
     listed_after = _invoke("studies", "list", "--runs", run.parent)
     assert listed_after.exit_code == 0 and listed_after.stdout.endswith("no studies\n")
-    assert _invoke("studies", "list", "--runs", run / "nothing").stdout.endswith("no studies\n")
+    (run.parent / "empty").mkdir()
+    assert _invoke("studies", "list", "--runs", run.parent / "empty").stdout.endswith("no studies\n")
+    assert _invoke("studies", "list", "--runs", run / "nothing").exit_code == 2
 
 
 @pytest.mark.parametrize("source", [[], [ROOT / "examples/demo/study.yaml"], [ROOT / "search_spaces/engine.yaml"]])

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -155,6 +156,7 @@ def module_parses(module: str, words: list[str], monkeypatch: pytest.MonkeyPatch
     if words:
         monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
         monkeypatch.setattr("sys.argv", [module, *words])
+        monkeypatch.delitem(sys.modules, module, raising=False)  # another test of this process may have imported it
         with pytest.raises(Parsed):
             runpy.run_module(module, run_name="__main__")
 

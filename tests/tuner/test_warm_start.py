@@ -63,4 +63,4 @@ def test_another_model_is_refused_in_one_line(first: Path, tmp_path: Path) -> No
 
 def test_a_run_that_is_none_is_refused_in_one_line(first: Path) -> None:
     done = tune("run", second(first), "--out", first / "none", "--warm-start", first / "model")
-    assert done.exit_code == 2 and "expected the directory of a run, with study.db" in done.stderr
+    assert done.exit_code == 2 and "model: no run here (study.db is missing)" in done.stderr

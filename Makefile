@@ -10,7 +10,7 @@ demo: $(VENV)/.runtime
 	$(BIN)/tune run examples/demo/study.yaml --out runs --fresh
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ from tuner.serving.export import alerts
 from tuner.serving.export.files import ENGINES, Provenance, export, served_by
 from tuner.serving.export.guard_rails import Held
 from tuner.traffic.profile import SERIES, LengthCounts, drift_limit
+from tuner.worth import proven, replicas
 
 ALERTS = "alerts.yaml"
 FRONT = "front"
@@ -121,6 +122,7 @@ def export_to(
         image=image,
         held=None if when is None else _held(results, when),
         on_gpu=bool(results.environment.get("gpus")),
+        replicas=replicas(proven(results, found.trial).time_scale) if found.deployable else 1,
     )
     served = served_by(target, engine)
     alerted = served in alerts.ENGINES and found.deployable

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuner.results import StudyResults, TrialResult, ValidationResult
 from tuner.scoring.metrics import Interval
-from tuner.worth import Proven, holding
+from tuner.worth import Proven, holding, replicas
 
 CLIFF = 0.2
 """Share of the requests whose loss, one step or one mishap away, is told as a warning."""
@@ -28,11 +27,8 @@ def why(
         f"It meets all {len(chosen.constraints)} constraints, {closest[0]} most narrowly: by {-closest[1]:.3f}.",
         f"Quality {quality.value:.4f} ({quality.low:.4f} to {quality.high:.4f}) of the full-precision reference.",
     ]
-    if (load := worth[chosen.number].time_scale) < 1.0:
-        replicas = math.ceil(1 / load)
-        reasons.append(
-            f"It does not hold the recorded rate: {replicas} replicas of it, each with an equal share, would."
-        )
+    if (needed := replicas(worth[chosen.number].time_scale)) > 1:
+        reasons.append(f"It does not hold the recorded rate: {needed} replicas, each with an equal share, should.")
     if not kept:
         changed = ", ".join(changes(chosen, baseline))
         reasons.append(f"It differs from the baseline in: {changed or 'nothing'}.")

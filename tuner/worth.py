@@ -38,6 +38,11 @@ def proven(results: StudyResults, trial: TrialResult) -> Proven:
     return Proven(trial.traffic.goodput, trial.time_scale or results.time_scale, "tune")
 
 
+def replicas(time_scale: float) -> int:
+    """How many servers, each with an equal share, should hold the recorded traffic; of one that holds no less: 1."""
+    return max(math.ceil(1 / time_scale), 1)
+
+
 def replays_of(results: StudyResults, number: int, purpose: str) -> list[ValidationResult]:
     """The measurements of a trial's configuration for one purpose."""
     return [one for one in results.validations if (one.trial, one.purpose) == (number, purpose)]

@@ -309,8 +309,12 @@ def test_a_baseline_below_the_recorded_rate_is_measured_at_what_it_holds(tmp_pat
 
 def test_what_holds_less_than_the_recorded_rate_is_said_to_need_replicas(tmp_path: Path, store: Store) -> None:
     run(with_seats(tmp_path, 11, 13), store)
-    best = recommend(load_results(store, "fake"))
-    assert best.deployable and "It does not hold the recorded rate: 2 replicas of it" in " ".join(best.reasons)
+    results = load_results(store, "fake")
+    best = recommend(results)
+    assert best.deployable and "It does not hold the recorded rate: 2 replicas," in " ".join(best.reasons)
+    written = [*export_to("kubernetes", results, best, tmp_path), *export_to("helm-values", results, best, tmp_path)]
+    said = {path.name: path.read_text() for path in written}
+    assert "\n  replicas: 2\n" in said["kubernetes.yaml"] and "replicaCount: 2\n" in said["values.yaml"]
 
 
 def test_a_baseline_that_holds_no_load_is_no_obstacle(tmp_path: Path, store: Store) -> None:

@@ -30,7 +30,7 @@ CONFIG_DIRECTORY = "/etc/servetune"
 @dataclass(frozen=True, slots=True)
 class Deployment:
     """engine: whose deploy file `text` is, under the name `file`. image: None takes that of IMAGES. on_gpu: it was
-    measured on one."""
+    measured on one. replicas: servers that share the recorded traffic."""
 
     engine: str
     file: str
@@ -40,6 +40,7 @@ class Deployment:
     fingerprint: str
     image: str | None = None
     on_gpu: bool = True
+    replicas: int = 1
 
     @property
     def name(self) -> str:

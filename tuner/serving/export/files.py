@@ -54,13 +54,15 @@ def export(
     image: str | None = None,
     held: Held | None = None,
     on_gpu: bool = True,
+    replicas: int = 1,
 ) -> list[Path]:
     """Write the files of `target` (one of TARGETS) into the directory `out` and return their paths.
 
-    model_name: the name clients ask for, where the target can set it. engine, image: what a manifest runs, by default
-    vllm; the engine's own file is written beside it. held: what guard rails follow from; None names none. on_gpu: it
-    was measured on one. Raises ValueError for an unknown target, for an engine or image that it does not run, for
-    values that are no EngineConfig, and when the model's longest sequence cannot be read; nothing is written then.
+    model_name: the name clients ask for, where the target can set it. engine, image: what a manifest runs, by
+    default vllm; the engine's own file is written beside it. held: what guard rails follow from; None names none.
+    on_gpu: it was measured on one. replicas: servers that share the traffic, where the target can say so. Raises
+    ValueError for an unknown target, for an engine or image that it does not run, for values that are no
+    EngineConfig, and when the model's longest sequence cannot be read; nothing is written then.
     """
     served = served_by(target, engine)
     if image is not None and target not in IMAGE_TARGETS:
@@ -71,7 +73,9 @@ def export(
     text = _engine_text(served, engine_config, header, frozenset(config.knobs), model_name, rails)
     files = {ENGINES[served]: text}
     if target in MANIFESTS:
-        run = Deployment(served, ENGINES[served], text, engine_config, model_name, config.fingerprint, image, on_gpu)
+        run = Deployment(
+            served, ENGINES[served], text, engine_config, model_name, config.fingerprint, image, on_gpu, replicas
+        )
         told = (*instructions(target, run), *_left_to_helm(target, engine_config, rails))
         files[MANIFESTS[target]] = header + "".join(map(comment, told)) + manifest(target, run)
     out.mkdir(parents=True, exist_ok=True)

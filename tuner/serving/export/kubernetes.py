@@ -39,9 +39,9 @@ def kubernetes(run: Deployment) -> list[dict[str, Any]]:
         "kind": "Deployment",
         "metadata": meta,
         "spec": {
-            "replicas": 1,
+            "replicas": run.replicas,
             "selector": {"matchLabels": own},
-            # One GPU: the old pod must give it back before the new one can start.
+            # Each pod has a GPU: the old one must give it back before the new one can start.
             "strategy": {"type": "Recreate"},
             "template": {
                 # A new configuration must restart the pod, which a changed ConfigMap alone does not.
@@ -133,7 +133,7 @@ def helm_values(run: Deployment) -> list[dict[str, Any]]:
         "repository": repository,
         "tag": tag,
         "modelURL": run.config.model,
-        "replicaCount": 1,
+        "replicaCount": run.replicas,
         "requestCPU": CPUS,
         "requestMemory": MEMORY,
         "requestGPU": run.gpus,

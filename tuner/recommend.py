@@ -14,7 +14,7 @@ from tuner.results import StudyResults, TrialResult, ValidationResult
 from tuner.scored import cost_of
 from tuner.scoring.metrics import Interval
 from tuner.serving.measurement import Purpose
-from tuner.worth import Proven, proven, replays_of, shown
+from tuner.worth import Proven, climbs, proven, replays_of, shown
 
 RULE = (
     "Among the configurations that meet every SLO and quality floor (and held them when measured again, if any did): "
@@ -28,7 +28,7 @@ RULE = (
 )
 MARGIN_STEP = 0.05
 QUALITY_STEP = 0.005
-AT_RECORDED_RATE = " at the recorded rate"
+AT_RECORDED_RATE, AS_SEARCHED = " at the recorded rate", " at its load in the search"
 TESTING: tuple[Purpose, ...] = ("recorded_rate", "holdout", "repeat")
 """Purposes of the measurements that test a candidate after the search."""
 
@@ -248,10 +248,9 @@ def _meaning(constraint: str) -> str:
 
 
 def _gains(results: StudyResults, chosen: TrialResult) -> tuple[Gain, ...]:
-    old, new = _figures(results, results.baseline), _figures(results, chosen)
     # Latencies under different loads do not compare: both at the recorded rate, or neither there.
-    if any((AT_RECORDED_RATE in name) for name in old) != any((AT_RECORDED_RATE in name) for name in new):
-        old, new = ({n: f for n, f in figures.items() if AT_RECORDED_RATE not in n} for figures in (old, new))
+    recorded = all(replays_of(results, trial.number, "recorded_rate") for trial in (results.baseline, chosen))
+    old, new = (_figures(results, trial, recorded) for trial in (results.baseline, chosen))
     gains = []
     for name in dict.fromkeys([*new, *old]):
         per = "requests" if name.startswith("goodput per ") else "s"
@@ -263,9 +262,9 @@ def _gains(results: StudyResults, chosen: TrialResult) -> tuple[Gain, ...]:
     return tuple(gains)
 
 
-def _figures(results: StudyResults, trial: TrialResult) -> dict[str, Interval | float]:
+def _figures(results: StudyResults, trial: TrialResult, recorded: bool) -> dict[str, Interval | float]:
     """goodput, also per device-hour and per unit of currency where the cost is known, the load it is served at, quality
-    and "<class> p95 <metric>" for what was measured, at the recorded rate where it was measured there."""
+    and "<class> p95 <metric>" for what was measured: at the recorded rate, or as the search saw it at its own load."""
     figures: dict[str, Interval | float] = {}
     cost = cost_of(results.spec)
     if trial.traffic is not None:
@@ -275,8 +274,9 @@ def _figures(results: StudyResults, trial: TrialResult) -> dict[str, Interval | 
         figures["load"] = found.time_scale
     if trial.quality is not None:
         figures["quality"] = quality_of(trial)
-    recorded = [v for v in results.validations if v.trial == trial.number and v.purpose == "recorded_rate"]
-    traffic, where = (recorded[-1].traffic, AT_RECORDED_RATE) if recorded else (trial.traffic, "")
+    traffic, where = trial.traffic, AS_SEARCHED if climbs(results) else ""
+    if recorded:
+        traffic, where = replays_of(results, trial.number, "recorded_rate")[-1].traffic, AT_RECORDED_RATE
     for name, classed in traffic.classes.items() if traffic is not None else ():
         figures |= {f"{name} p95 {metric}{where}": table[95] for metric, table in classed.percentiles.items()}
     return figures

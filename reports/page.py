@@ -109,11 +109,8 @@ def tail_name(results: StudyResults) -> str:
 
 def load_in_words(results: StudyResults) -> str:
     """At which load the trials were replayed, and what that means for the comparison."""
-    pace = (
-        "at its recorded pace"
-        if results.time_scale == 1
-        else f"{text.plain(results.time_scale)} times faster than recorded"
-    )
+    times = "" if results.time_scale == 1 else f"{text.plain(results.time_scale)} times "
+    pace = f"at {times}its recorded pace"
     if results.spec.traffic.time_scale == "auto":
         return (
             f"The first trials replayed the recorded window {pace}, the highest load found that the baseline holds. "

@@ -354,7 +354,7 @@ def test_comparison_shows_both_with_change(results: StudyResults) -> None:
 
 
 def test_load_is_told_in_words(results: StudyResults) -> None:
-    assert "4 times faster than recorded, the highest load found that the baseline holds" in load_in_words(results)
+    assert "at 4 times its recorded pace, the highest load found that the baseline holds" in load_in_words(results)
     fixed = spec(traffic={"trace": "t", "time_scale": 1.0})
     assert load_in_words(study(spec=fixed, time_scale=1.0)) == (
         "Trials replayed the recorded window at its recorded pace, the load that the study file gives."

@@ -69,10 +69,10 @@ def runs_under(directory: Path) -> list[Path]:
 
 
 def _instead(missing: Path) -> str:
-    """The run that was meant, or those that there are: in that directory, under ./runs, beside it."""
+    """The run that was meant, or those that there are: in that directory, beside it, under ./runs."""
     import difflib
 
-    found = dict.fromkeys(run for near in (missing, Path("runs"), missing.parent) for run in runs_under(near))
+    found = dict.fromkeys(run for near in (missing, missing.parent, Path("runs")) for run in runs_under(near))
     if not found:
         return "tune run STUDY.yaml makes one"
     if near := difflib.get_close_matches(missing.name, [run.name for run in found], n=1):

@@ -402,7 +402,10 @@ def mistakes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("args", "message"), cases(BAD))
-def test_bad_input_is_told_in_one_line(mistakes: Path, args: list[str], message: str) -> None:
+def test_bad_input_is_told_in_one_line(
+    mistakes: Path, args: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(mistakes)  # where there are no runs of the reader's own
     trace = (mistakes / "trace.jsonl").read_bytes()
     command = [arg.format(dir=mistakes, name=mistakes.name) for arg in args]
     if args[0] == "run":

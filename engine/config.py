@@ -11,8 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+
+from engine.yaml_file import read_mapping
 
 KVCacheDtype = Literal["auto", "float32", "bfloat16", "float16", "fp8_e4m3", "int8", "int4"]
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -282,16 +283,7 @@ def parse_config(values: Mapping[str, Any], source: str) -> EngineConfig:
 
 def load_config(path: Path) -> EngineConfig:
     """Read engine.yaml. Relative model directories are taken from the file's own directory."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: not UTF-8 text") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a mapping of settings, found {type(values).__name__}")
+    values = read_mapping(path, "a mapping of settings")
     for key in ("model", "draft_model"):
         if isinstance(values.get(key), str):
             values[key] = str((path.parent / values[key]).resolve())

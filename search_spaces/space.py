@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
+from engine.yaml_file import read_yaml
 
 Value = str | int | float | bool | None
 
@@ -179,15 +179,7 @@ def load_space(source: Path | Mapping[str, Any]) -> SearchSpace:
     """Read a file, or the mapping that a file would hold. Raises ValueError: one line with file, key, expectation."""
     if not isinstance(source, Path):
         return _parse(source, "search_space")
-    try:
-        values = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{source}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{source}: not UTF-8 text") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source}: not YAML: {str(error).splitlines()[0]}") from None
-    return _parse(values, str(source))
+    return _parse(read_yaml(source), str(source))
 
 
 def _parse(values: Any, where: str) -> SearchSpace:

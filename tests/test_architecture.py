@@ -20,7 +20,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "tuner.environment": (),
     "tuner.traffic": (TRAFFIC,),
     "tuner.scoring": (SCORING, "tuner.traffic.trace", "tuner.serving.measurement"),
-    "tuner.spec": (),
+    "tuner.spec": ("engine.yaml_file",),
     "tuner.serving.measurement": (CONFIG, *PROBES, "tuner.traffic.trace"),
     "tuner.serving": ("tuner.serving", TRAFFIC, "tuner.errors", *PROBES, "engine.config"),
     "tuner.serving.adapters": ("tuner.serving", "tuner.errors", "engine.config", "engine.memory"),
@@ -93,6 +93,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "tuner.serving.measurement",
     ),
     "tuner.whatif": (
+        "engine.yaml_file",
         "tuner.recommend",
         "tuner.worth",
         "tuner.results",
@@ -200,7 +201,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         ("tuner", "reports", "engine.config"),
     ),
     "tuner.cli": ("",),
-    "search_spaces": ("search_spaces",),
+    "search_spaces": ("search_spaces", "engine.yaml_file"),
     "tuner.anova": (),
     "reports": (
         "reports",

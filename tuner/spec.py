@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from engine.yaml_file import read_mapping
 
 PERCENTILE_METRICS = ("ttft", "tpot", "itl", "e2e")
 
@@ -173,21 +174,6 @@ class StudySpec(_Section):
 def load_spec(path: Path) -> StudySpec:
     """Read study.yaml; relative paths are taken from its own directory. Raises ValueError with one line."""
     return parse_spec(read_mapping(path), source=str(path), base=path.parent)
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises ValueError with one line."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: not UTF-8 text") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a mapping, found {type(values).__name__}")
-    return values
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

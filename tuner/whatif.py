@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.yaml_file import read_mapping
 from tuner.recommend import TESTING, Recommendation, held, recommend
 from tuner.results import TRIALS, StudyResults, load_results
 from tuner.scored import Scored, score
 from tuner.scoring.probes import ProbeRecord
 from tuner.serving.measurement import Measurement
-from tuner.spec import StudySpec, flat, parse_spec, read_mapping
+from tuner.spec import StudySpec, flat, parse_spec
 from tuner.store import Store
 from tuner.worth import replays_of, shown
 

@@ -67,7 +67,7 @@ def test_a_file_is_named_in_its_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"space.yaml: cannot be read"):
         load_space(path)
     path.write_text("parameters: [")
-    with pytest.raises(ValueError, match=r"space.yaml: not YAML"):
+    with pytest.raises(ValueError, match=r"space.yaml: line 1, column 14: not YAML"):
         load_space(path)
     path.write_text("parameters: {a: {type: int, low: 3, high: 1}}")
     with pytest.raises(ValueError, match=r"space.yaml: a.low"):

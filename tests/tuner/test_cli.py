@@ -279,7 +279,7 @@ SYNTH = ["synth", "--arrivals", "poisson", "--rate", "2", "--seconds", "9"]
 REPLAY = ["replay", "{dir}/trace.jsonl", "--url", "http://x"]
 BAD = [
     ("no study file", ["run", "{dir}/none.yaml"], "none.yaml: cannot be read"),
-    ("no YAML", ["run", "{dir}/broken.yaml"], "broken.yaml: not YAML"),
+    ("no YAML", ["run", "{dir}/broken.yaml"], "broken.yaml: line 1, column 8: not YAML"),
     ("no text", ["run", "{dir}/bytes.yaml"], "bytes.yaml: not UTF-8 text"),
     ("a space that is no text", ["space", "show", "{dir}/bytes.yaml"], "bytes.yaml: not UTF-8 text"),
     ("an engine file of bytes", ["replay", "{dir}/trace.jsonl", "--engine", "{dir}/bytes.yaml"], "not UTF-8 text"),

@@ -71,8 +71,8 @@ def test_mistakes_are_told_in_one_line(tmp_path: Path, change: dict[str, Any], m
 UNREADABLE = [
     ("nothing there", None, "cannot be read"),
     ("no YAML", "name: [", "not YAML"),
-    ("a list", "- a", "expected a mapping, found list"),
-    ("empty", "", "expected a mapping, found NoneType"),
+    ("a list", "- a", "expected a mapping, found a list"),
+    ("empty", "", "expected a mapping, found nothing"),
 ]
 
 

@@ -130,9 +130,9 @@ BAD = [
     ("a class without its SLO", {"slos": {"chat": None}}, "slos"),
     ("a study file whose class is gone", VALUES | {"slos": {"docs": {"e2e": 1}}, "tail": {"slo_class": "docs"}},
      "SLO class 'chat' is not among slos: docs"),
-    ("a section that is no mapping", {"slos": [1]}, "slos: expected a mapping, found list"),
+    ("a section that is no mapping", {"slos": [1]}, "slos: expected a mapping, found a list"),
     ("a half study file", {"slos": {"chat": {"ttft": 1}}, "model": "m"}, "name: Field required"),
-    ("no mapping", "- 1", "expected a mapping, found list"),
+    ("no mapping", "- 1", "expected a mapping, found a list"),
     ("not YAML", "a: [", "not YAML"),
 ]  # fmt: skip
 

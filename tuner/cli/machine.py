@@ -76,15 +76,11 @@ def show(
 
 def _space(path: Path) -> SearchSpace:
     """The search space in a file, or that of a study file."""
-    import yaml
-
+    from engine.yaml_file import read_yaml
     from search_spaces.space import load_space
     from tuner.spec import load_spec
 
-    try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
-        values = None  # load_space says what is wrong with it
+    values = read_yaml(path)
     is_study = isinstance(values, dict) and "search_space" in values
     return load_space(load_spec(path).search_space if is_study else path)
 

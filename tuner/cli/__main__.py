@@ -5,25 +5,26 @@ Exit statuses: EXIT_STATUSES in errors.py; docs/cli.md is generated from the com
 
 from __future__ import annotations
 
-import typer
+from tuner.cli.interrupt import leaving_at_once
 
-from tuner.cli import (
-    init,
-    machine,
-    measure,
-    quality,
-    resume,
-    studies,
-    study,
-    trace,
-    trace_synth,
-    trace_tools,
-    verify,
-    whatif,
-)
-from tuner.cli.errors import ErrorGroup
+with leaving_at_once():
+    from tuner.cli import (
+        init,
+        machine,
+        measure,
+        quality,
+        resume,
+        studies,
+        study,
+        trace,
+        trace_synth,
+        trace_tools,
+        verify,
+        whatif,
+    )
+    from tuner.cli.errors import App, ErrorGroup
 
-app = typer.Typer(
+app = App(
     cls=ErrorGroup,
     name="tune",
     help="Find the best configuration of an LLM server under recorded traffic.",

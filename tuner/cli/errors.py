@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
+from typer._click.exceptions import NoArgsIsHelpError, UsageError  # typer's own copy of click: no public name
 from typer.core import TyperGroup
 
-REFUSED, MISTAKE, NOTHING_FEASIBLE, ENGINE_FAILED, INTERRUPTED, UNREAD = 1, 2, 3, 4, 130, 141
+from tuner.cli.interrupt import INTERRUPTED, interrupted, leave, leave_at_once, raising, watch
+from tuner.cli.usage import no_such_command, usage_problem
+
+REFUSED, MISTAKE, NOTHING_FEASIBLE, ENGINE_FAILED, UNREAD = 1, 2, 3, 4, 141
 STDOUT = 1
 EXIT_STATUSES = {
     0: "Done. `tune run` ends with it too when nothing is feasible: it wrote the report that says so.",
@@ -25,16 +29,48 @@ EXIT_STATUSES = {
 """What each exit status of `tune` means."""
 
 
+class App(typer.Typer):
+    """Leaves at once when it is interrupted before a command runs, or after that."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        leave_at_once()
+        watch()
+        try:
+            return super().__call__(*args, **kwargs)
+        except SystemExit as ended:
+            if ended.code == INTERRUPTED:
+                leave()
+            raise
+
+
 class ErrorGroup(TyperGroup):
     """Turns the errors that users can act on into one line and an exit status."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except NoArgsIsHelpError:
+            raise
+        except UsageError as error:
+            _fail(usage_problem(error), MISTAKE)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if self.get_command(ctx, args[0]) is None and not ctx.resilient_parsing:
+            ctx.fail(no_such_command(self, args[0]))
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         from tuner.errors import ServingError
 
         try:
-            found = super().invoke(ctx)
-            sys.stdout.flush()
-            return found
+            with raising():
+                found = super().invoke(ctx)
+                sys.stdout.flush()
+                return found
+        except NoArgsIsHelpError:
+            raise
+        except UsageError as error:
+            _fail(usage_problem(error, ctx), MISTAKE)
         except ValueError as error:
             _fail(str(error), MISTAKE)
         except ServingError as error:
@@ -46,13 +82,17 @@ class ErrorGroup(TyperGroup):
         except OSError as error:
             _fail(f"{error.filename or ''}: {error.strerror}", MISTAKE)
         except KeyboardInterrupt:
-            raise typer.Exit(INTERRUPTED) from None
+            _fail("interrupted", INTERRUPTED)
+        except ImportError:
+            if not interrupted():
+                raise
+            _fail("interrupted", INTERRUPTED)
         except typer.Abort as error:
             if isinstance(error.__context__, KeyboardInterrupt):  # Ctrl-C at a question
-                raise typer.Exit(INTERRUPTED) from None
+                _fail("interrupted", INTERRUPTED)
             raise
 
 
-def _fail(message: str, status: int) -> None:
+def _fail(message: str, status: int) -> NoReturn:
     typer.echo(f"tune: {' '.join(message.split())}", err=True)
     raise typer.Exit(status)

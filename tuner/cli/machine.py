@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuner.cli.errors import REFUSED
+from tuner.cli.errors import REFUSED, ErrorGroup
 from tuner.cli.run_directory import database_of
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SIGNS = {"ok": "ok", "warning": "warn", "failure": "FAIL"}
 BUNDLED_SPACE = Path(__file__).parents[2] / "search_spaces" / "engine.yaml"
-space_app = typer.Typer(help="Search spaces: what a study may vary.", no_args_is_help=True)
+space_app = typer.Typer(cls=ErrorGroup, help="Search spaces: what a study may vary.", no_args_is_help=True)
 
 
 def doctor(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tuner.cli.errors import ErrorGroup
 from tuner.cli.run_directory import RunArgument, database_of, runs_under
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ REFRESH_SECONDS = 2.0
 NOT_KNOWN = "-"
 HEADINGS = ("study", "phase", "trials", "states", "load", "baseline", "best", "ETA", "search ended")
 
-app = typer.Typer(help="Studies that were run: list, show, delete.", no_args_is_help=True)
+app = typer.Typer(cls=ErrorGroup, help="Studies that were run: list, show, delete.", no_args_is_help=True)
 
 RunsOption = Annotated[Path, typer.Option(help="Directory of runs.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

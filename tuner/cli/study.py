@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuner.cli.errors import INTERRUPTED, NOTHING_FEASIBLE
+from tuner.cli.errors import NOTHING_FEASIBLE
+from tuner.cli.interrupt import INTERRUPTED
 from tuner.cli.run_directory import (
     DATABASE,
     STUDY_FILE,

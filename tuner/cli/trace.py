@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from tuner.cli.errors import ErrorGroup
 from tuner.cli.trace_import import import_
 
-app = typer.Typer(help="Recorded traffic: import, inspect, change.", no_args_is_help=True)
+app = typer.Typer(cls=ErrorGroup, help="Recorded traffic: import, inspect, change.", no_args_is_help=True)
 
 
 app.command("import")(import_)

@@ -44,7 +44,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         SCORING,
     ),
     "tuner.ladder": (),
-    "tuner.scored": ("tuner.spec", SCORING, "tuner.serving.measurement"),
+    "tuner.scored": ("tuner.spec", SCORING, CONFIG, "tuner.serving.measurement"),
     "tuner.results": (
         "tuner.scored",
         "tuner.store",
@@ -71,7 +71,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "tuner.fairness": ("tuner.capacity", "tuner.serving.testbed", SCORING, TRAFFIC),
     "tuner.worth": ("tuner.finals", "tuner.ladder", "tuner.proposals", "tuner.results", SCORING),
     "tuner.reasons": ("tuner.results", "tuner.worth", SCORING),
-    "tuner.alternatives": ("tuner.results", "tuner.plan", "tuner.worth", "tuner.pareto", "tuner.serving.adapters"),
+    "tuner.alternatives": ("tuner.results", "tuner.scored", "tuner.worth", "tuner.pareto", "tuner.serving.adapters"),
     "tuner.recommend": (
         "tuner.alternatives",
         "tuner.results",

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from tuner.pareto import knee, non_dominated
-from tuner.plan import config_of
 from tuner.results import StudyResults, TrialResult
+from tuner.scored import config_of
 from tuner.serving.adapters import Memory, memory
 from tuner.worth import Proven
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -14,9 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.alternatives import Alternative
-from tuner.capacity import Capacity, Tried
-from tuner.fairness import Fairness
-from tuner.outcome import Outcome
 from tuner.recommend import AS_SEARCHED, AT_RECORDED_RATE, Gain, Recommendation
 from tuner.scoring.doubts import Doubt
 from tuner.scoring.fairness import HEAD_OF_LINE_GATE, JAIN_GATE
@@ -25,6 +22,11 @@ from tuner.scoring.slo import SLO
 from tuner.spec import StudySpec
 from tuner.stopping import WORDS, Stop
 from tuner.terminal import output
+
+if TYPE_CHECKING:  # they reach the engine's client, which a recommendation is printed without
+    from tuner.capacity import Capacity, Tried
+    from tuner.fairness import Fairness
+    from tuner.outcome import Outcome
 
 SHOWN_METRICS = ("ttft", "tpot")
 
@@ -182,8 +184,7 @@ def print_tried(tried: Tried) -> None:
     how = (
         f"holds, at {math.exp(tried.violation):.0%} of its bounds" if tried.holds else f"misses: {_counts(tried.broke)}"
     )
-    line = f"x{tried.time_scale:.3g} {how} ({tried.requests} requests)"
-    output(stderr=True).print(line, markup=False)
+    output(stderr=True).print(f"x{tried.time_scale:.3g} {how} ({tried.requests} requests)", markup=False)
 
 
 def print_capacity(found: Capacity) -> None:

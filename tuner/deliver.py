@@ -9,11 +9,10 @@ from typing import Any
 
 from reports.evidence import NOTHING, Evidence
 from reports.page import write_report
-from tuner.plan import config_of
 from tuner.recommend import Recommendation
 from tuner.results import StudyResults, TrialResult
 from tuner.retune import POINTS, RetuneWhen, conditions, retune_when
-from tuner.scored import slo_of
+from tuner.scored import config_of, slo_of
 from tuner.serving.adapters import engine_text
 from tuner.serving.export import alerts
 from tuner.serving.export.files import ENGINES, Provenance, export, served_by

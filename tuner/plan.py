@@ -14,7 +14,7 @@ from search_spaces.space import ChoiceParameter, SearchSpace, load_space
 from tuner.environment import file_hash, model_hash
 from tuner.errors import ConfigRejected
 from tuner.reference import production_probes, reference_key
-from tuner.scored import floor_of, slo_of
+from tuner.scored import config_of, floor_of, slo_of
 from tuner.scoring.intervals import proportion_lower
 from tuner.scoring.probes import FULL, Probe, check_slices, load_probes, screened
 from tuner.scoring.slo import SLO
@@ -136,12 +136,6 @@ def _model_number(model: Path, name: str) -> int:
     if not isinstance(number, int):
         raise ValueError(f"model: {model / 'config.json'}: expected JSON with a {name}")
     return number
-
-
-def config_of(spec: StudySpec, knobs: Mapping[str, Any]) -> ServingConfig:
-    """The configuration of a trial with these knobs."""
-    models = {"model": str(spec.model)} | ({} if spec.draft_model is None else {"draft_model": str(spec.draft_model)})
-    return ServingConfig(spec.engine.name, {**spec.engine.settings, **models}, dict(knobs))
 
 
 def _space(spec: StudySpec) -> SearchSpace:

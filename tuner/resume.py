@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tuner.plan import Plan
 from tuner.spec import flat
 from tuner.store import Store
 from tuner.stored import Lease, StudyInfo
+
+if TYPE_CHECKING:  # it reaches the engine's client, which reading what was stored does not need
+    from tuner.plan import Plan
 
 LEASE_SECONDS = 900.0
 """Longer than any one measurement; renewed before each."""

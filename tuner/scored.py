@@ -1,9 +1,10 @@
-"""One measurement, scored in the words of a study file: objectives, signed constraints, doubts."""
+"""A configuration and its measurement in the words of a study file: objectives, signed constraints, doubts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tuner.scoring.cost import Cost
 from tuner.scoring.doubts import Doubt, disqualifying, doubts
@@ -11,6 +12,7 @@ from tuner.scoring.metrics import TrafficMetrics, tail_latency, traffic_metrics
 from tuner.scoring.probes import ProbeRecord
 from tuner.scoring.quality import Floor, QualityScore, quality_score
 from tuner.scoring.slo import SLO
+from tuner.serving.config import ServingConfig
 from tuner.serving.measurement import Measurement
 from tuner.spec import SLOSpec, StudySpec
 
@@ -84,6 +86,12 @@ def score(measurement: Measurement, reference: Sequence[ProbeRecord], spec: Stud
 def worst_slo(constraints: Mapping[str, float]) -> float:
     """The largest of the SLO constraints."""
     return max(value for name, value in constraints.items() if name.startswith("slo:"))
+
+
+def config_of(spec: StudySpec, knobs: Mapping[str, Any]) -> ServingConfig:
+    """The configuration of a trial with these knobs."""
+    models = {"model": str(spec.model)} | ({} if spec.draft_model is None else {"draft_model": str(spec.draft_model)})
+    return ServingConfig(spec.engine.name, {**spec.engine.settings, **models}, dict(knobs))
 
 
 def slo_of(bounds: SLOSpec) -> SLO:

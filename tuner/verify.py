@@ -11,9 +11,10 @@ from tuner.bench import Bench
 from tuner.environment import file_hash
 from tuner.errors import Doubtful, LaunchError, ServingError
 from tuner.outcome import Reporter, disqualifying_doubt
-from tuner.plan import Plan, config_of, make_plan
+from tuner.plan import Plan, make_plan
 from tuner.results import StudyResults
 from tuner.resume import held_lease
+from tuner.scored import config_of
 from tuner.serving.testbed import Load, Testbed
 from tuner.spec import StudySpec
 from tuner.store import Store

@@ -11,9 +11,10 @@ import pytest
 
 from tests.fakes import FakeTestbed, cases, make_spec
 from tests.tuner.test_study import Log
-from tuner.plan import config_of, make_plan
+from tuner.plan import make_plan
 from tuner.recommend import recommend
 from tuner.results import StudyResults, load_results
+from tuner.scored import config_of
 from tuner.serving.adapters import quality_key
 from tuner.spec import StudySpec
 from tuner.store import Store

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
-from engine.yaml_file import read_mapping
+from engine.yaml_file import read_mapping, refuse_truth
 
 KVCacheDtype = Literal["auto", "float32", "bfloat16", "float16", "fp8_e4m3", "int8", "int4"]
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -196,6 +196,12 @@ class EngineConfig(BaseModel):
         ge=0,
         le=1,
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_truth(cls, value: Any, info: Any) -> Any:
+        refuse_truth(value, cls.model_fields[info.field_name].annotation)
+        return value
 
     @field_validator("*")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -65,8 +65,20 @@ def read_mapping(path: Path, what: str = "a mapping") -> dict[str, Any]:
     """The mapping in a file, `what` it should be. Raises ValueError with one line."""
     values = read_yaml(path)
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected {what}, found {WORDS.get(type(values), type(values).__name__)}")
+        raise ValueError(f"{path}: expected {what}, found {found(values)}")
     return values
+
+
+def found(value: Any) -> str:
+    """In words, what stands where something else was expected."""
+    return WORDS.get(type(value), type(value).__name__)
+
+
+def refuse_truth(value: Any, annotation: Any) -> None:
+    """Raises ValueError for true or false where a field takes neither: YAML reads `on`, `yes` and `off` so, and
+    pydantic would make a number of it."""
+    if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
+        raise ValueError(f"expected no {str(value).lower()}; YAML reads yes, no, on and off as true and false")
 
 
 def _problem(error: yaml.MarkedYAMLError, text: str) -> str:

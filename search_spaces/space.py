@@ -66,7 +66,8 @@ class FloatParameter:
     def __post_init__(self) -> None:
         for name in ("low", "high"):
             if type(getattr(self, name)) not in (int, float) or not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name}: expected a number, given {getattr(self, name)!r}")
+                hint = "; YAML reads 1.0e-3 as a number, 1e-3 as text" if isinstance(getattr(self, name), str) else ""
+                raise ValueError(f"{name}: expected a number, given {getattr(self, name)!r}{hint}")
         _check_range(self.low, self.high, self.log)
 
     def contains(self, value: Value) -> bool:
@@ -217,6 +218,8 @@ def _parse_parameter(name: str, entry: Any) -> Parameter:
 
 
 def _check_range(low: float, high: float, log: bool) -> None:
+    if not isinstance(log, bool):
+        raise ValueError(f"log: expected true or false, given {log!r}")
     if low > high:
         raise ValueError(f"low: expected at most high = {high}, given {low}")
     if log and low <= 0:

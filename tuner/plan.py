@@ -80,6 +80,9 @@ def make_plan(spec: StudySpec) -> Plan:
     ):  # fmt: skip
         if directory is not None and not (directory / "config.json").is_file():
             raise ValueError(f"{key}: {directory}: expected a checkpoint directory with config.json")
+    for key in ("model", "draft_model"):
+        if key in spec.engine.settings:
+            raise ValueError(f"engine.settings.{key}: expected {key}: of the study file itself")
     _check_models(spec)
     space = _space(spec)
     trace = load_trace(spec.traffic.trace, seed=spec.seed, vocab_size=_vocab_size(spec.model))
@@ -165,6 +168,8 @@ def _space(spec: StudySpec) -> SearchSpace:
 def _baseline(spec: StudySpec, space: SearchSpace) -> dict[str, Any]:
     values = {**adapters.default_values(tuple(space.parameters)), **spec.engine.baseline}
     values |= {"model": str(spec.model)} if spec.models else {}
+    for name, one in space.parameters.items():
+        adapters.check_values(name, one.choices if isinstance(one, ChoiceParameter) else (one.low, one.high))
     try:
         knobs = space.active(values)
     except ValueError as error:

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from engine.yaml_file import read_mapping
+from engine.yaml_file import read_mapping, refuse_truth
 
+SHOWN_CHARACTERS = 80
+EXPECTED = {
+    "path_type": "expected a path",
+    "dict_type": "expected a mapping",
+    "model_type": "expected a mapping",
+    "tuple_type": "expected a list",
+    "too_short": "expected at least one",
+}
+"""Where pydantic speaks of Python's types."""
 PERCENTILE_METRICS = ("ttft", "tpot", "itl", "e2e")
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_truth(cls, value: Any, info: ValidationInfo) -> Any:
+        refuse_truth(value, cls.model_fields[str(info.field_name)].annotation)
+        return value
 
 
 class EngineSpec(_Section):
@@ -46,6 +62,13 @@ class TrafficSpec(_Section):
         "auto", description="How many times faster than recorded; auto: as fast as each trial holds."
     )
     drain_timeout: float = Field(10.0, gt=0, description="Seconds after the last arrival; unfinished requests are bad.")
+
+    @field_validator("time_scale", mode="before")
+    @classmethod
+    def _is_a_load(cls, value: Any) -> Any:
+        if value != "auto" and not (isinstance(value, int | float) and 0 < value < math.inf):
+            raise ValueError(f"expected auto or a number above 0, given {shown(value)}")
+        return value
 
 
 class SLOSpec(_Section):
@@ -123,7 +146,7 @@ class TailSpec(_Section):
 
     slo_class: str = Field(description="One of slos.")
     metric: Literal["ttft", "tpot", "itl", "e2e"] = "ttft"
-    percentile: float = Field(95.0, gt=0, lt=100)
+    percentile: float = Field(95.0, ge=1, lt=100)
 
 
 class BudgetSpec(_Section):
@@ -164,10 +187,19 @@ class StudySpec(_Section):
     cost: CostSpec | None = None
     seed: int = Field(0, ge=0, description="Of the sampler, of synthetic prompts and of drawn requests.")
 
+    @field_validator("search_space", mode="before")
+    @classmethod
+    def _is_a_space(cls, value: Any) -> Any:
+        if not isinstance(value, str | Path | dict):
+            raise ValueError(f"expected a file, or parameters: in place, given {shown(value)}")
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> StudySpec:
         if self.tail.slo_class not in self.slos:
-            raise ValueError(f"tail.slo_class: {self.tail.slo_class!r} is not among slos: {', '.join(self.slos)}")
+            near = difflib.get_close_matches(self.tail.slo_class, self.slos, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"tail.slo_class: {self.tail.slo_class!r} is not among slos: {', '.join(self.slos)}{hint}")
         return self
 
 
@@ -222,9 +254,15 @@ def first_problem(error: ValidationError) -> str:
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(problem["loc"][-1]), _valid_keys(problem["loc"][:-1]), n=1)
         return f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
-    message = problem["msg"].removeprefix("Value error, ")
-    given = "" if problem["type"] in ("missing", "value_error") else f" (given: {problem['input']!r})"
+    message = EXPECTED.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+    given = "" if problem["type"] in ("missing", "value_error") else f" (given: {shown(problem['input'])})"
     return f"{key}: {message}{given}" if key else message
+
+
+def shown(value: Any) -> str:
+    """A value from a file, for one line."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
 def _valid_keys(location: tuple[int | str, ...]) -> list[str]:

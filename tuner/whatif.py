@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.yaml_file import read_mapping
+from engine.yaml_file import found, read_mapping
 from tuner.recommend import TESTING, Recommendation, held, recommend
 from tuner.results import TRIALS, StudyResults, load_results
 from tuner.scored import Scored, score
@@ -110,7 +110,7 @@ def _check_sections(values: Mapping[str, Any], old: StudySpec, path: Path) -> No
     for section, known in (("slos", tuple(old.slos)), ("quality", FLOORS)):
         given = values.get(section, {})
         if not isinstance(given, dict):
-            raise ValueError(f"{path}: {section}: expected a mapping, found {type(given).__name__}")
+            raise ValueError(f"{path}: {section}: expected a mapping, found {found(given)}")
         for key in given:
             words = "the study's classes are" if section == "slos" else "scoring again can change"
             _check_known(path, f"{section}.{key}", str(key), known, words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import typer
@@ -80,19 +81,16 @@ class ErrorGroup(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
             raise typer.Exit(UNREAD) from None
         except OSError as error:
-            _fail(f"{error.filename or ''}: {error.strerror}", MISTAKE)
+            _fail(": ".join(str(part) for part in (error.filename, error.strerror) if part), MISTAKE)
         except KeyboardInterrupt:
             _fail("interrupted", INTERRUPTED)
-        except ImportError:
+        except (ImportError, typer.Abort):  # what KeyboardInterrupt became in a module written in C, or at a question
             if not interrupted():
                 raise
             _fail("interrupted", INTERRUPTED)
-        except typer.Abort as error:
-            if isinstance(error.__context__, KeyboardInterrupt):  # Ctrl-C at a question
-                _fail("interrupted", INTERRUPTED)
-            raise
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    typer.echo(f"tune: {' '.join(message.split())}", err=True)
+    with suppress(BrokenPipeError):  # nobody reads it: the status tells
+        typer.echo(f"tune: {' '.join(message.split())}", err=True)
     raise typer.Exit(status)

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -66,8 +66,9 @@ def interrupted() -> bool:
 
 def leave() -> NoReturn:
     """With INTERRUPTED, which CPython makes a death by SIGINT once a KeyboardInterrupt came out of exec() of text."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(BrokenPipeError):
+            stream.flush()
     os._exit(INTERRUPTED)
 
 
@@ -80,5 +81,6 @@ def _raise() -> bool:
 
 
 def _on_interrupt(number: int, frame: FrameType | None) -> None:
-    os.write(STDERR, b"tune: interrupted\n")
+    with suppress(OSError):
+        os.write(STDERR, b"tune: interrupted\n")
     os._exit(INTERRUPTED)

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tuner.cli.server_url import http_url
+
 if TYPE_CHECKING:
     from tuner.scoring.slo import SLO
     from tuner.serving.testbed import Load
 
 TraceArgument = Annotated[Path, typer.Argument(help="The trace file.")]
-UrlOption = Annotated[str | None, typer.Option(help="Server to replay against, http://HOST:PORT.")]
+UrlOption = Annotated[str | None, typer.Option(help="Server to replay against, http://HOST:PORT.", callback=http_url)]
 EngineOption = Annotated[Path | None, typer.Option(help="Start the bundled engine with this file instead.")]
 ModelOption = Annotated[str | None, typer.Option(help="Model name at --url; default the first it lists.")]
 WindowOption = Annotated[str | None, typer.Option(help="Seconds of the trace, START:END.")]

@@ -8,13 +8,17 @@ from typing import Annotated
 
 import typer
 
+from tuner.cli.server_url import http_url
+
 
 def quality(
     a: Annotated[Path | None, typer.Argument(help="Engine configuration to compare with.")] = None,
     b: Annotated[Path | None, typer.Argument(help="Engine configuration that must be as good.")] = None,
     probes: Annotated[Path | None, typer.Option(help="Probes (JSONL), as in a study.")] = None,
-    url_a: Annotated[str | None, typer.Option(help="Running server instead of A, http://HOST:PORT.")] = None,
-    url_b: Annotated[str | None, typer.Option(help="Running server instead of B.")] = None,
+    url_a: Annotated[
+        str | None, typer.Option(help="Running server instead of A, http://HOST:PORT.", callback=http_url)
+    ] = None,
+    url_b: Annotated[str | None, typer.Option(help="Running server instead of B.", callback=http_url)] = None,
     model_a: Annotated[str | None, typer.Option(help="Model name at --url-a; default the first it lists.")] = None,
     model_b: Annotated[str | None, typer.Option(help="Model name at --url-b.")] = None,
     max_nll_increase: Annotated[float, typer.Option(help="Nats per token that B may lose.", min=0)] = 0.02,

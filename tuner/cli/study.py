@@ -15,6 +15,7 @@ import typer
 
 from tuner.cli.errors import NOTHING_FEASIBLE
 from tuner.cli.interrupt import INTERRUPTED
+from tuner.cli.output_file import check_output, check_output_directory
 from tuner.cli.run_directory import (
     DATABASE,
     STUDY_FILE,
@@ -47,6 +48,7 @@ def run(
     """
     from tuner.spec import load_spec
 
+    check_output_directory("--out", out)
     spec = load_spec(study)
     directory = out / spec.name
     if resume and fresh:
@@ -65,7 +67,7 @@ def execute(file: Path, spec: StudySpec, directory: Path, resume: bool, warm_sta
     line that goes on."""
     try:
         with stopping():
-            _run_study(spec, directory, resume, warm_start)
+            _run_study(file, spec, directory, resume, warm_start)
     except KeyboardInterrupt:
         begun = (directory / DATABASE).exists()
         if begun:
@@ -106,7 +108,7 @@ def stopping() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _run_study(spec: StudySpec, directory: Path, resume: bool, warm_start: Path | None) -> None:
+def _run_study(file: Path, spec: StudySpec, directory: Path, resume: bool, warm_start: Path | None) -> None:
     import yaml
 
     from tuner.console import StudyConsole
@@ -118,7 +120,11 @@ def _run_study(spec: StudySpec, directory: Path, resume: bool, warm_start: Path 
     from tuner.study import run_study
     from tuner.warm_start import first_trials, offers
 
-    plan, machine = make_plan(spec), environment()  # a mistake in the study file must not leave a run behind
+    try:  # a mistake in the study file must not leave a run behind
+        plan = make_plan(spec)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    machine = environment()
     first = first_trials(database_of(warm_start), plan, machine) if warm_start is not None else []
     directory.mkdir(parents=True, exist_ok=True)
     if not resume:  # a resumed study keeps the file it began with
@@ -203,6 +209,10 @@ def report(
     from reports.page import write_report
 
     path = out or (run.parent if run.suffix == ".db" else run) / "report.html"
+    if out is not None:
+        check_output("--out", out, database_of(run), study, makes_directory=True)
+    if csv is not None:
+        check_output_directory("--csv", csv)
     (results, found), evidence = open_run(run, study), evidence_of(run)
     write_report(results, found, path, evidence)
     typer.echo(f"wrote {path}")
@@ -239,6 +249,7 @@ def export(
     from tuner.deliver import export_to, refusal
     from tuner.recommend import instead
 
+    check_output_directory("--out", out)
     results, found = open_run(run, study)
     if trial is None and found.trial is None and force and found.least_violating is not None:
         trial = found.least_violating.number

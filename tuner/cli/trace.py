@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tuner.cli.errors import ErrorGroup
+from tuner.cli.server_url import http_url
 from tuner.cli.trace_import import import_
 
 app = typer.Typer(cls=ErrorGroup, help="Recorded traffic: import, inspect, change.", no_args_is_help=True)
@@ -18,7 +19,7 @@ app.command("import")(import_)
 
 
 def record(
-    upstream: Annotated[str, typer.Option(help="Server to record in front of, http://HOST:PORT.")],
+    upstream: Annotated[str, typer.Option(help="Server to record in front of, http://HOST:PORT.", callback=http_url)],
     out: Annotated[Path, typer.Option(help="Trace file to write; it must not exist.")],
     listen: Annotated[str, typer.Option(help="HOST:PORT to listen on; port 0: any.")] = "127.0.0.1:0",
     allow_remote: Annotated[bool, typer.Option("--allow-remote", help="Listen beyond this machine too.")] = False,

@@ -30,6 +30,8 @@ def inspect(
     """
     from tuner.traffic.inspection import inspect_trace
 
+    if html is not None:
+        check_output("--html", html, file, makes_directory=True)
     found = inspect_trace(file)
     if html is not None:
         from reports.trace_page import write_trace_page

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuner.cli.errors import NOTHING_FEASIBLE
+from tuner.cli.output_file import check_output
 from tuner.cli.run_directory import RunArgument, database_of
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def whatif(
     from tuner.whatif import whatif as ask
 
     path = database_of(run)
+    if report is not None:
+        check_output("--report", report, path, slo, makes_directory=True)
     with Store(path, create=False) as store:
         names = store.study_names()
         if not names:

@@ -104,9 +104,11 @@ def load_probes(path: Path) -> tuple[Probe, ...]:
     """
     try:
         # Not splitlines(): JSON may hold U+2028 and its kin inside a text.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as UTF-8 text: {type(error).__name__}") from None
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not UTF-8 text; expected probes, one JSON object a line") from None
     probes: dict[str, Probe] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -126,11 +128,14 @@ def _parse_probe(line: str, where: str) -> Probe:
         values = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise ValueError(f"{where}: nested too deeply") from None
     if not isinstance(values, dict):
         raise ValueError(f"{where}: expected a JSON object, found {type(values).__name__}")
     for key in values.keys() - _KEYS:
         near = difflib.get_close_matches(key, _KEYS, n=1)
-        raise ValueError(f"{where}: {key}: unknown key" + (f"; did you mean {near[0]}?" if near else ""))
+        hint = f"did you mean {near[0]}?" if near else f"a probe has {', '.join(_KEYS)}"
+        raise ValueError(f"{where}: {key}: unknown key; {hint}")
     for name in ("id", "slice", "kind", "prompt", "target"):
         if not isinstance(values.get(name), str) or not values[name]:
             raise ValueError(f"{where}: {name}: expected a text that is not empty")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from engine.config import EngineConfig, ReconfigurationCost, knobs, parse_config
 from engine.memory import DoesNotFit as PlanDoesNotFit
@@ -64,8 +67,21 @@ def default_values(names: Sequence[str]) -> dict[str, Any]:
     defaults = {knob.name: knob.default for knob in knobs()}
     for name in names:
         if name not in defaults:
-            raise ValueError(f"search_space: {name}: the bundled engine has no such setting")
+            near = difflib.get_close_matches(name, defaults, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"search_space: {name}: the bundled engine has no such setting{hint}")
     return {name: defaults[name] for name in names}
+
+
+def check_values(name: str, values: Sequence[Any]) -> None:
+    """Raises ValueError for a value of this knob that the engine never takes, whatever the others are."""
+    for value in values:
+        try:
+            EngineConfig.model_validate({"model": "any", name: value})
+        except ValidationError as error:
+            problems = [problem["msg"] for problem in error.errors() if problem["loc"][:1] == (name,)]
+            if problems:
+                raise ValueError(f"search_space: {name}: the engine takes no {value!r}: {problems[0]}") from None
 
 
 def quality_key(config: ServingConfig) -> str:

@@ -6,6 +6,7 @@ import difflib
 import logging
 import os
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
@@ -226,7 +227,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if len(text) > MAX_LINE_BYTES:
                     raise ValueError(f"{path}: line {number}: longer than {MAX_LINE_BYTES} bytes")
                 if not text.isspace():
-                    yield number, text
+                    yield number, text.removeprefix(BOM_UTF8) if number == 1 else text
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -243,13 +244,14 @@ def _is_cut_off(text: bytes) -> bool:
 
 
 def _decode(decoder: msgspec.json.Decoder[_Line], text: bytes, where: str) -> _Line:
+    hint = "; a trace begins with a header, which tune trace import writes" if decoder is _HEADER else ""
     try:
         return decoder.decode(text)
     except msgspec.ValidationError as error:
-        raise ValueError(f"{where}: {_problem(str(error), decoder.type)}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise ValueError(f"{where}: {_problem(str(error), decoder.type)}{hint}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         what = "a header line" if decoder is _HEADER else "one request"
-        raise ValueError(f"{where}: expected {what} as one JSON object; this is no JSON, or is cut off") from None
+        raise ValueError(f"{where}: expected {what} as one JSON object; this is no JSON, or is cut off{hint}") from None
 
 
 def _problem(message: str, line_type: type[msgspec.Struct]) -> str:

@@ -57,8 +57,8 @@ class Store:
         Raises ValueError for a file that is missing or no study database, an unknown URL, and a newer schema.
         """
         self._url = database_url(url_or_path)
-        self._name = self._url.render_as_string(hide_password=True)
         sqlite = self._url.get_backend_name() == "sqlite"
+        self._name = str(self._url.database) if sqlite else self._url.render_as_string(hide_password=True)
         if sqlite and not create and not Path(str(self._url.database)).is_file():
             raise ValueError(f"{self._name}: no such file")
         self._connect_args: dict[str, Any] = {"timeout": BUSY_TIMEOUT} if sqlite else {}

@@ -18,6 +18,7 @@ from engine.config import COSTS, EngineConfig, knobs, load_config, parse_config
         ({"max_num_seqs": 0}, "max_num_seqs: Input should be greater than or equal to 1 (given: 0)"),
         ({"kv_cache_dtype": "int3"}, "kv_cache_dtype: Input should be 'auto', 'float32', 'bfloat16'"),
         ({"num_speculative_tokens": 2}, "num_speculative_tokens: needs draft_model"),
+        ({"max_num_seqs": True}, "max_num_seqs: expected no true; YAML reads yes, no, on and off as true and false"),
         ({"prompt_lookup_min": 5}, "prompt_lookup_min: 5 is above prompt_lookup_max 4"),
         ({"max_num_seqs": 64, "max_num_batched_tokens": 32}, "max_num_batched_tokens: 32 is below max_num_seqs 64"),
     ],

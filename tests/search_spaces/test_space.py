@@ -39,6 +39,8 @@ REFUSED = [
     ("log with a step", "parameters: {a: {type: int, low: 2, high: 4, log: true, step: 2}}", "has step 1"),
     ("a step past high", "parameters: {a: {type: int, low: 0, high: 5, step: 2}}", "a divisor of high - low = 5"),
     ("an endless float", "parameters: {a: {type: float, low: 0, high: .inf}}", "a.high: expected a number"),
+    ("a log in words", "parameters: {a: {type: int, low: 1, high: 4, log: 'no'}}", "a.log: expected true or false"),
+    ("a number that YAML reads as text", "parameters: {a: {type: float, low: 1e-3, high: 4}}", "YAML reads 1.0e-3 as"),
     ("an unknown key", "parameters: {a: {type: int, low: 0, high: 4, hihg: 4}}", "unknown key; did you mean high?"),
     ("a condition as a text", "parameters: {a: {type: int, low: 0, high: 4, when: b}}", "a.when: expected a mapping"),
     (

@@ -291,6 +291,44 @@ BAD = [
     ("a key misspelt", ["run", "{dir}/key.yaml"], "key.yaml: budget.trails: unknown key; did you mean trials?"),
     ("a file that is no trace", ["run", "{dir}/trace.yaml"], "broken.yaml: line 1"),
     ("resume and fresh", ["run", "{dir}/study.yaml", "--resume", "--fresh"], "--resume and --fresh"),
+    ("a key twice", ["run", "{dir}/twice.yaml"], "twice.yaml: line 2, column 1: name: expected once, but line 1"),
+    ("no model there", ["run", "{dir}/model.yaml"], "model.yaml: model: {dir}/nowhere: expected a checkpoint"),
+    ("a model for the engine", ["run", "{dir}/own.yaml"], "own.yaml: engine.settings.model: expected model: of"),
+    ("a knob misspelt", ["run", "{dir}/knob.yaml"], "max_num_sqs: the bundled engine has no such setting; did"),
+    ("a value that no engine takes", ["run", "{dir}/value.yaml"], "kv_cache_dtype: the engine takes no 'int7': Input"),
+    ("probes that are a trace", ["run", "{dir}/probes.yaml"], "trace.jsonl:1: "),
+    ("probes of bytes", ["run", "{dir}/bytes-probes.yaml"], "bytes.yaml: not UTF-8 text; expected probes"),
+    ("nothing to go on with", ["resume", "{dir}/done/dmo"], "dmo: no run here (study.db is missing); did you mean "),
+    ("a database that is a directory", ["status", "{dir}/odd"], "odd: no run here (study.db is missing); "),
+    (
+        "an export into a file",
+        ["export", "{dir}/done/demo", "--to", "vllm", "--out", "{dir}/key.yaml"],
+        "--out {dir}/key.yaml: is a file; expected a directory, old or new",
+    ),
+    (
+        "an export below a file",
+        ["export", "{dir}/done/demo", "--to", "vllm", "--out", "{dir}/key.yaml/a/b"],
+        "--out {dir}/key.yaml/a/b: {dir}/key.yaml is a file; expected a directory",
+    ),
+    ("tables into a file", ["report", "{dir}/done/demo", "--csv", "{dir}/key.yaml"], "--csv {dir}/key.yaml: is a file"),
+    ("a report over a directory", ["report", "{dir}/done/demo", "--out", "{dir}"], "--out {dir}: is a directory"),
+    (
+        "a report over what it reads",
+        ["whatif", "{dir}/done/demo", "--slo", "{dir}/key.yaml", "--report", "{dir}/key.yaml"],
+        "--report {dir}/key.yaml: would replace what is read",
+    ),
+    ("a page over its trace", ["trace", "inspect", "{dir}/trace.jsonl", "--html", "{dir}/trace.jsonl"], "would rep"),
+    ("probes for a trace", ["trace", "inspect", "{dir}/study.yaml"], "line 1: expected a header line as one JSON"),
+    *(
+        (f"a server by {words}", [*command, url], f"{command[-1]} {url}: expected http://HOST:PORT{hint}\n")
+        for words, command, url, hint in (
+            ("its address", REPLAY[:-1], "localhost:8000", "; did you mean http://localhost:8000?"),
+            ("its name", ["record", "--out", "o", "--upstream"], "gpu-7", "; did you mean http://gpu-7?"),
+            ("a port that is none", ["quality", "--url-b"], "http://localhost:99999", ""),
+            ("another protocol", REPLAY[:-1], "ftp://localhost", ""),
+            ("half a URL", REPLAY[:-1], "http://", ""),
+        )
+    ),
     ("no run there", ["recommend", "{dir}/nowhere"], "nowhere: no run here (study.db is missing); tune run STUDY.yaml"),
     ("a run misspelt", ["status", "{dir}/done/dmo"], "dmo: no run here (study.db is missing); did you mean "),
     ("all runs for a run", ["report", "{dir}/done"], "no run here (study.db is missing); runs: {dir}/done/demo"),
@@ -381,6 +419,8 @@ def mistakes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     study_file(directory)
     (directory / "broken.yaml").write_text("name: [")
     (directory / "bytes.yaml").write_bytes(b"\xff\xfe")
+    (directory / "twice.yaml").write_text("name: a\nname: b\n")
+    (directory / "odd/study.db").mkdir(parents=True)
     (directory / "text.db").write_text("this is no database, however long one reads it")
     (directory / "done/demo").mkdir(parents=True)
     (directory / "done/demo/study.db").touch()
@@ -390,6 +430,12 @@ def mistakes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         yaml.safe_dump(values | {"traffic": {"trace": "broken.yaml"}}, sort_keys=False)
     )
     changed = {
+        "model.yaml": {"model": "nowhere"},
+        "own.yaml": {"engine": {"settings": {"model": "m"}}},
+        "knob.yaml": {"search_space": {"parameters": {"max_num_sqs": {"type": "int", "low": 1, "high": 4}}}},
+        "value.yaml": {"search_space": {"parameters": {"kv_cache_dtype": {"type": "choice", "choices": ["int7"]}}}},
+        "probes.yaml": {"quality": {"probes": "trace.jsonl"}},
+        "bytes-probes.yaml": {"quality": {"probes": "bytes.yaml"}},
         "still.yaml": {"traffic": values["traffic"] | {"time_scale": 0}},
         "overlap.yaml": {"traffic": values["traffic"] | {"holdout_window": [0.5, 2.0]}},
         "floor.yaml": {"quality": values["quality"] | {"floors": {"Recall": {"min_recall": 0.5}}}},

@@ -57,6 +57,23 @@ MISTAKES = [
     ("a tail of no class", {"tail": {"slo_class": "docs"}}, "tail.slo_class: 'docs' is not among slos: chat"),
     ("a name that is a path", {"name": "../up"}, "name: "),
     ("another engine", {"engine": {"name": "other"}}, "engine.name: "),
+    ("a tail misspelt", {"tail": {"slo_class": "cht"}}, "is not among slos: chat; did you mean chat?"),
+    (
+        "a percentile as a share",
+        {"tail": {"slo_class": "chat", "percentile": 0.95}},
+        "tail.percentile: Input should",
+    ),
+    (
+        "a load in words",
+        {"traffic": {"trace": "t", "time_scale": "fast"}},
+        "expected auto or a number above 0, given",
+    ),
+    ("a truth for a number", {"budget": {"trials": True}}, "budget.trials: expected no true; YAML reads yes, no, on"),
+    ("a number for a path", {"model": 3}, "model: expected a path (given: 3)"),
+    ("a list for a search space", {"search_space": [1]}, "search_space: expected a file, or parameters: in place, giv"),
+    ("a number for a section", {"budget": 3}, "budget: expected a mapping (given: 3)"),
+    ("a text for a list", {"models": "m"}, "models: expected a list (given: 'm')"),
+    ("a value that is long", {"models": "m" * 999}, "mmm…)"),
 ]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tuner.cli.run_directory import DATABASE, STUDY_FILE, runs_under
+from tuner.cli.run_directory import DATABASE, STUDY_FILE, database_of, runs_under
 from tuner.cli.studies import standings
 from tuner.cli.study import execute
 
@@ -29,6 +29,8 @@ def resume(
     from tuner.spec import load_spec
 
     run = _stopped(out) if study is None else study
+    if run.is_dir() or not (run.exists() or run.suffix):
+        database_of(run)  # where it is no run, the runs that there are
     file = run / STUDY_FILE if run.is_dir() else run
     spec = load_spec(file)
     directory = run if run.is_dir() else out / spec.name

@@ -65,7 +65,7 @@ def database_of(run: Path) -> Path:
 
 def runs_under(directory: Path) -> list[Path]:
     """The directories of runs in a directory of runs, by name."""
-    return [database.parent for database in sorted(directory.glob(f"*/{DATABASE}"))]
+    return [database.parent for database in sorted(directory.glob(f"*/{DATABASE}")) if database.is_file()]
 
 
 def _instead(missing: Path) -> str:

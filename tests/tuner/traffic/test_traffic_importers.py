@@ -278,9 +278,9 @@ BAD_OPTIONS = [
     ("unknown field", {"columns": {"promt": "x"}}, "did you mean prompt?"),
     ("no such column", {"columns": {"tenant": "team"}}, "line 1: expected the columns"),
     ("rate where arrivals are told", {"rate": 3.0}, "--rate: the source tells its own arrivals"),
-    ("rate 0", {"rate": 0.0}, "rate: expected a number above 0"),
-    ("length scale 0", {"length_scale": 0.0}, "length_scale: expected a number above 0"),
-    ("negative CV", {"cv": -1.0}, "cv: expected a number from 0 on"),
+    ("rate 0", {"rate": 0.0}, "--rate 0: expected a number above 0"),
+    ("length scale 0", {"length_scale": 0.0}, "--length-scale 0: expected a number above 0"),
+    ("negative CV", {"cv": -1.0}, "--cv -1: expected a number from 0 on"),
     ("no tokenizer", {"tokenizer": AZURE}, "no tokenizer.json"),
 ]
 

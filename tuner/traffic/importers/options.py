@@ -57,12 +57,12 @@ class ImportOptions:
     max_bad_lines: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in (("length_scale", self.length_scale), ("rate", self.rate)):
+        for name, value in (("length-scale", self.length_scale), ("rate", self.rate)):
             if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name}: expected a number above 0, given {value}")
-        for name, number in (("cv", self.cv), ("think_time", self.think_time), ("tick", self.tick)):
+                raise ValueError(f"--{name} {value:g}: expected a number above 0")
+        for name, number in (("cv", self.cv), ("think-time", self.think_time), ("tick", self.tick)):
             if number is not None and not 0 <= number < math.inf:
-                raise ValueError(f"{name}: expected a number from 0 on, given {number}")
+                raise ValueError(f"--{name} {number:g}: expected a number from 0 on")
         for key in self.columns:
             _check_name("map", key, FIELDS)
         for key, unit in self.units.items():

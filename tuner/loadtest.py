@@ -73,7 +73,9 @@ def parse_slos(given: Iterable[str], classes: Iterable[str]) -> dict[str, SLO]:
         key, _, value = option.partition("=")
         slo_class, _, metric = key.rpartition(".")
         if slo_class not in bounds:
-            raise ValueError(f"--slo {option}: expected CLASS.METRIC=VALUE with a class of {', '.join(names)}")
+            near = difflib.get_close_matches(slo_class, names, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"--slo {option}: expected CLASS.METRIC=VALUE with a class of {', '.join(names)}{hint}")
         if metric not in SLOSpec.model_fields:
             near = difflib.get_close_matches(metric, SLOSpec.model_fields, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""

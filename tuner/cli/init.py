@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from tuner.cli.output_file import check_output
+
 
 def init(
     out: Annotated[Path, typer.Argument(help="The study file to write; it must not exist.")] = Path("study.yaml"),
@@ -33,6 +35,7 @@ def init(
 
     if out.exists():
         raise ValueError(f"{out}: exists; choose another file")
+    check_output("OUT", out)
     model_ = model or _path(_asked("--model", "Checkpoint directory", lambda answer: check_model(_path(answer))))
     trace_ = trace or _path(_asked("--trace", "Trace file", lambda answer: load_trace(_path(answer))))
     preset_ = preset or _asked("--preset", "Preset (chat, rag, code, batch)", check_preset)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tuner.cli.errors import REFUSED, ErrorGroup
+from tuner.cli.output_file import check_output_directory
 from tuner.cli.run_directory import database_of
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def doctor(
     from tuner.doctor import as_json as plain
     from tuner.doctor import checks
 
+    check_output_directory("--out", out)
     found = checks(out)
     if as_json:
         typer.echo(json.dumps(plain(found), indent=2))

@@ -10,6 +10,7 @@ from typing import TypeVar
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
+from tuner.traffic.lengths import MAX_TOKENS
 from tuner.traffic.split import Unit, drawn_units, part, unit_of
 from tuner.traffic.trace_lines import Message, RequestLine, TraceLines
 
@@ -21,7 +22,7 @@ _Item = TypeVar("_Item")
 
 def time_scaled(trace: TraceLines, factor: float) -> TraceLines:
     """`factor` times faster: arrivals, think times and the trace's length are divided by it."""
-    _check("time scale", factor)
+    _check("--time-scale", factor)
     lines = [
         replace(
             line,
@@ -40,8 +41,8 @@ def length_scaled(trace: TraceLines, prompt: float = 1.0, output: float = 1.0) -
     repeated or dropped evenly, so that prompts which shared a beginning share as much of it as before. What the text
     said is lost, and recorded answers are left out when answers change.
     """
-    _check("prompt scale", prompt)
-    _check("output scale", output)
+    _check("--prompt-scale", prompt)
+    _check("--output-scale", output)
     header = replace(trace.header, hash_block_tokens=trace.header.hash_block_tokens * prompt) if prompt != 1 else None
     lines = [_length_scaled(line, prompt, output) for line in trace.lines]
     how = {"prompt": prompt, "output": output}
@@ -74,6 +75,8 @@ def _length_scaled(line: RequestLine, prompt: float, output: float) -> RequestLi
 
 
 def _length(tokens: int, factor: float) -> int:
+    if tokens * factor > MAX_TOKENS:
+        raise ValueError(f"a length of {tokens}, {factor:g} times as long: expected at most {MAX_TOKENS:,} tokens")
     return max(1, round(tokens * factor))
 
 
@@ -88,4 +91,4 @@ def _resampled(items: Sequence[_Item], factor: float) -> list[_Item]:
 
 def _check(what: str, factor: float) -> None:
     if not 0 < factor < math.inf:
-        raise ValueError(f"{what}: expected a number above 0, given {factor:g}")
+        raise ValueError(f"{what} {factor:g}: expected a number above 0")

@@ -249,8 +249,17 @@ BAD = [
     ("a share of 1", ["split", "--share", "1"], "--share 1: expected a number between 0 and 1"),
     ("a cut by tenant", ["split", "--by", "tenant", "--seconds", "3"], "--seconds: expected with --by time"),
     ("one tenant", ["split", "--by", "tenant"], "the trace has only one tenant; expected at least two"),
-    ("no scale", ["scale", "--out", "o.jsonl", "--time-scale", "0"], "time scale: expected a number above 0, given 0"),
-    ("no length", ["scale", "--out", "o.jsonl", "--prompt-scale", "nan"], "prompt scale: expected a number above 0"),
+    ("no scale", ["scale", "--out", "o.jsonl", "--time-scale", "0"], "--time-scale 0: expected a number above 0"),
+    (
+        "no length",
+        ["scale", "--out", "o.jsonl", "--prompt-scale", "nan"],
+        "--prompt-scale nan: expected a number above 0",
+    ),
+    (
+        "no end of length",
+        ["scale", "--out", "o.jsonl", "--prompt-scale", "1e300"],
+        "expected at most 10,000,000 tokens",
+    ),
     ("keep none", ["scale", "--out", "o.jsonl", "--keep", "0"], "--keep: expected a number between 0 and 1, given 0"),
 ]
 

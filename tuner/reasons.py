@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tuner.finals import CONFIDENCE
 from tuner.results import StudyResults, TrialResult, ValidationResult
 from tuner.scoring.metrics import Interval
-from tuner.worth import Proven, holding, replicas
+from tuner.scoring.slo import BADNESS_CAP
+from tuner.worth import AGAIN, Proven, holding, replays_of, replicas, shown
 
 CLIFF = 0.2
 """Share of the requests whose loss, one step or one mishap away, is told as a warning."""
+WINDOWS = {"repeat": "the tuning window", "holdout": "held-out traffic", "recorded_rate": "the tuning window"}
+"""What was replayed for which purpose."""
 NEIGHBOUR = "next to it: "
 """How the names of variations begin that are one step away."""
 
 
 def why(
+    results: StudyResults,
     chosen: TrialResult,
     others: Sequence[TrialResult],
-    baseline: TrialResult,
     worth: Mapping[int, Proven],
     kept: bool,
 ) -> list[str]:
+    """Its constraints as the search measured them, and its rivals."""
     quality, closest = quality_of(chosen), min(chosen.constraints.items(), key=lambda item: (-item[1], item[0]))
+    baseline, searched = results.baseline, chosen.time_scale or results.time_scale
     reasons = [
-        f"It meets all {len(chosen.constraints)} constraints, {closest[0]} most narrowly: by {-closest[1]:.3f}.",
+        f"In the search it met all {len(chosen.constraints)} constraints at {searched:.3g}x the recorded rate, "
+        f"{closest[0]} most narrowly: {_spare(*closest)}.",
         f"Quality {quality.value:.4f} ({quality.low:.4f} to {quality.high:.4f}) of the full-precision reference.",
     ]
     if (needed := replicas(worth[chosen.number].time_scale)) > 1:
@@ -37,6 +45,45 @@ def why(
         numbers = ", ".join(str(trial.number) for trial in tied[:5])
         reasons.append(f"{len(tied)} more cannot be told apart by goodput ({numbers}); its place is by the tie-break.")
     return reasons
+
+
+def _spare(constraint: str, value: float) -> str:
+    """What a constraint that holds has left."""
+    if constraint.startswith("slo:"):
+        return f"{1 - math.exp(value):.0%} of its bounds were to spare"
+    return f"by {-value:.3f}"
+
+
+def missed_by(constraint: str, value: float) -> str:
+    """A constraint that does not hold, and by how much: of an SLO, the deciding latency over its bound; of quality, nats
+    per token or a share of the answers."""
+    if not constraint.startswith("slo:"):
+        return f"{constraint} by {value:.3f}"
+    return f"{constraint} by a factor of {math.exp(value):.3g}{' or more' if value >= BADNESS_CAP else ''}"
+
+
+def measured_again(results: StudyResults, chosen: TrialResult) -> list[str]:
+    """What was replayed after the search at which load, and what of it is claimed: a sentence for each window."""
+    sentences = []
+    for purpose, where in ((purpose, WINDOWS[purpose]) for purpose in AGAIN):
+        if not (found := replays_of(results, chosen.number, purpose)):
+            continue
+        loads = sorted({one.time_scale for one in found})
+        held = {scale: [one.holds for one in found if one.time_scale == scale] for scale in loads}
+        counts = ", ".join(f"{sum(held[scale])} of {len(held[scale])} replays at {scale:.3g}x" for scale in loads)
+        sentences.append(f"Measured again on {where} it held {counts}{_concluded(results, chosen.number, purpose)}.")
+    return sentences
+
+
+def _concluded(results: StudyResults, number: int, purpose: str) -> str:
+    one = shown(results, number, purpose)
+    if one is None:
+        return ": no load can be claimed"
+    replayed = {replay.time_scale for replay in replays_of(results, number, purpose)}
+    if one.foretold:
+        itself = "" if one.time_scale in replayed else ", which was not replayed itself,"
+        return f": one more replay at {one.time_scale:.3g}x{itself} would hold with probability {CONFIDENCE:g}"
+    return "" if one.time_scale in replayed else f": the median replay would hold {one.time_scale:.3g}x"
 
 
 def excluded(feasible: Sequence[TrialResult], missed: Mapping[int, str], chosen: TrialResult) -> list[str]:

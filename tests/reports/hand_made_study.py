@@ -127,7 +127,7 @@ def validation(number: int, purpose: str, scale: float, share: float) -> Validat
     measured = traffic(4.0 if purpose == "holdout" else 1.4, 0.4, share)
     constraints = {f"slo:{name}": one.violation for name, one in measured.classes.items()}
     window = "holdout" if purpose == "holdout" else "tune"
-    return ValidationResult(number, purpose, window, scale, measured, constraints)
+    return ValidationResult(number, purpose, window, scale, measured, constraints, tail)
 
 
 def varied(purpose: str, name: str, scale: float, share: float) -> ValidationResult:

@@ -56,6 +56,18 @@ def interval(value: Interval, digits: int = 3) -> str:
     return f"{point} [{low}, {high}]"
 
 
+def decimals(value: float | None) -> str:
+    """Four decimals: a loss of quality below that is none."""
+    return NONE if value is None else f"{value:.4f}".replace("-0.0000", "0.0000").replace("-", MINUS)
+
+
+def quality(value: Interval | float) -> str:
+    """Four decimals, the fewest that tell configurations apart, with the 95 % interval if there is one."""
+    if isinstance(value, Interval):
+        return f"{value.value:.4f} [{value.low:.4f}, {value.high:.4f}]"
+    return f"{value:.4f}"
+
+
 def percent_interval(value: Interval) -> str:
     """Share with its 95 % interval, as per cent."""
     return f"{percent(value.value)} [{number(value.low * 100)}, {number(value.high * 100)}]"

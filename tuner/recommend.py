@@ -5,7 +5,7 @@ The rule is RULE, printed with every recommendation; source: the tuner's notes o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tuner.alternatives import Alternative, alternatives
@@ -235,12 +235,19 @@ def _abstain(results: StudyResults) -> Recommendation:
         trial=None,
         verdict=f"No recommendation: nothing is feasible; trial {closest.number} comes closest and misses "
         f"{missed_by(name, value)}.",
-        reasons=tuple(f"{key} is missed by {n} of {len(measured)} trials." for key, n in sorted(counts.items())),
+        reasons=tuple(_counted(counts, len(measured))),
         gains=_gains(results, closest),
         least_violating=closest,
         binding_constraint=name,
         binding_violation=value,
     )
+
+
+def _counted(counts: Mapping[str, int], trials: int) -> Iterator[str]:
+    """How many trials miss which constraints, the most first."""
+    for count in sorted(set(counts.values()), reverse=True):
+        names = sorted(name for name, found in counts.items() if found == count)
+        yield f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} missed by {count} of {trials} trials."
 
 
 def _gains(results: StudyResults, chosen: TrialResult) -> tuple[Gain, ...]:
@@ -260,7 +267,7 @@ def _gains(results: StudyResults, chosen: TrialResult) -> tuple[Gain, ...]:
 
 def _figures(results: StudyResults, trial: TrialResult, recorded: bool) -> dict[str, Interval | float]:
     """goodput, also per device-hour and per unit of currency where the cost is known, the load it is served at, quality
-    and "<class> p95 <metric>" for what was measured: at the recorded rate, or in the replay that the goodput rests on."""
+    and "<class> p95 <metric>" for what was measured: at the recorded rate, or where the goodput was."""
     figures: dict[str, Interval | float] = {}
     cost = cost_of(results.spec)
     traffic, where = trial.traffic, AT_ITS_LOAD if climbs(results) else ""

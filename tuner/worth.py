@@ -27,9 +27,9 @@ class Proven:
     """What a configuration is worth: good requests/s at the highest load it holds, and that load (times the recorded
     rate).
 
-    purpose: of the replay that it rests on. replayed_scale: that replay's load, which may be above time_scale: with less
-    load no smaller share of the requests is good, and none takes longer. traffic, tail_latency (seconds, the study's
-    objective): what was measured there. foretold: by finals.claim, not by the replays at this very load.
+    purpose: of the replay that it rests on. replayed_scale: that replay's load, which may be above time_scale: with
+    less load no smaller share of the requests is good, and none takes longer. traffic, tail_latency (seconds, the
+    study's objective): what was measured there. foretold: by finals.claim, not by the replays at this very load.
     """
 
     goodput: Interval
@@ -143,6 +143,4 @@ def _at(time_scale: float, found: Sequence[ValidationResult]) -> Proven:
     """The median replay at one load."""
     here = sorted((one for one in found if one.time_scale == time_scale), key=lambda one: one.traffic.goodput.value)
     middle = here[math.ceil(len(here) / 2) - 1]
-    return Proven(
-        middle.traffic.goodput, time_scale, middle.purpose, time_scale, middle.traffic, middle.tail_latency
-    )
+    return Proven(middle.traffic.goodput, time_scale, middle.purpose, time_scale, middle.traffic, middle.tail_latency)

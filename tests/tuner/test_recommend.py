@@ -221,7 +221,7 @@ def test_an_abstention_names_the_closest_trial_and_what_binds() -> None:
     assert found.least_violating is not None and found.least_violating.number == 1
     assert (found.binding_constraint, found.binding_violation) == ("slo:chat", 0.1)
     assert "trial 1" in found.verdict and "misses slo:chat by a factor of 1.11." in found.verdict
-    assert found.reasons == ("quality:text is missed by 1 of 3 trials.", "slo:chat is missed by 2 of 3 trials.")
+    assert found.reasons == ("slo:chat is missed by 2 of 3 trials.", "quality:text is missed by 1 of 3 trials.")
 
 
 def test_nothing_measured_is_an_abstention() -> None:

@@ -104,7 +104,7 @@ def surroundings(results: StudyResults, told: Sequence[str]) -> Section:
     """How the load was found, the machine, the versions and the hashes of what was measured. told: how it was
     measured and chosen, a paragraph each."""
     steps = scenarios.calibration(results)
-    parts: list[Paragraph | Table] = [Paragraph(one) for one in told]
+    parts: list[Paragraph | Table] = [Paragraph(one, note=True) for one in told]
     if steps:
         parts.append(_scenarios(steps))
         parts.append(Paragraph("How the load was found: replays of the baseline.", note=True))

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from reports.deciding import Replays, decisive, summed
 from reports.style import BASELINE, COLOURS, RECOMMENDED, SKY, SYMBOLS, figure
-from reports.text import interval, number, plain, plotly_text
+from reports.text import interval, number, plain, plotly_text, wrapped
 from tuner.results import StudyResults, TrialResult, ValidationResult
 from tuner.scoring.metrics import Interval, TrafficMetrics
 
@@ -128,7 +128,7 @@ def _label(scenario: str, rows: Sequence[Row]) -> str:
     """The scenario and its loads."""
     loads = [row.time_scale for row in rows]
     low, high = (f"{plain(load)}x" for load in (min(loads), max(loads)))
-    return plotly_text(f"{name(scenario)}, {low if low == high else f'{low} to {high}'}")
+    return wrapped(f"{name(scenario)}, {low if low == high else f'{low} to {high}'}")
 
 
 def plot(rows: Sequence[Row]) -> go.Figure:

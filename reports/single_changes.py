@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from reports.style import BASELINE, BLUE, COLOURS, RECOMMENDED, SYMBOLS, figure
-from reports.text import interval, knob_value, plain, plotly_text
+from reports.text import interval, knob_value, plain, plotly_text, wrapped
 from tuner.recommend import Recommendation
 from tuner.results import StudyResults, TrialResult, ValidationResult
 from tuner.scoring.metrics import Interval
@@ -79,7 +79,7 @@ def plot(rows: Sequence[Row]) -> go.Figure:
     for row in rows:
         colour = COLOURS.get(row.configuration, BLUE)
         shown.add_scatter(
-            x=[row.goodput.value], y=[plotly_text(row.configuration)], mode="markers",
+            x=[row.goodput.value], y=[wrapped(row.configuration)], mode="markers",
             error_x={"type": "data", "array": [row.goodput.high - row.goodput.value],
                      "arrayminus": [row.goodput.value - row.goodput.low], "color": colour},
             marker={"symbol": SYMBOLS.get(row.configuration, "circle") + ("" if row.holds else "-open"), "size": 12,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from textwrap import wrap
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -12,7 +11,7 @@ from plotly.subplots import make_subplots
 from reports import scenarios
 from reports.deciding import Replays, decisive, summed
 from reports.style import BASELINE, COLOURS, GREY, RECOMMENDED, axes, compared, figure
-from reports.text import percent, percent_interval, plain, plotly_text
+from reports.text import percent, percent_interval, plain, plotly_text, wrapped
 from tuner.results import StudyResults
 from tuner.scoring.metrics import ClassMetrics, Interval, TrafficMetrics
 
@@ -139,7 +138,7 @@ def plot(rows: Sequence[Row]) -> go.Figure:
 
 def _bars(rows: Sequence[Row], role: str, in_legend: bool) -> go.Bar:
     return go.Bar(
-        x=[plotly_text("\n".join(wrap(row.condition, 10))).replace("\n", "<br>") for row in rows],
+        x=[wrapped(row.condition, 10) for row in rows],
         y=[row.attainment.value * 100 for row in rows],
         error_y={
             "type": "data",

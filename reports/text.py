@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -87,6 +88,11 @@ def knob_value(name: str, value: Any) -> str:
 def plotly_text(text: str) -> str:
     """`text` for a Plotly label, where tags are markup and dollar signs call for MathJax: names must bring neither."""
     return html.escape(text, quote=False).replace("$", "&#36;")
+
+
+def wrapped(label: str, width: int = 24) -> str:
+    """`label` for a Plotly axis, in lines of at most so many characters where its words allow it: phones are narrow."""
+    return "<br>".join(map(plotly_text, textwrap.wrap(label, width, break_long_words=False, break_on_hyphens=False)))
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -22,7 +22,7 @@ PHASES = {
     "repeat": "finals",
     "holdout": "held-out traffic",
     "recorded_rate": "recorded rate",
-    "sentinel": "has the machine drifted",
+    "sentinel": "watching for drift",
     "ablation": "changes taken back",
     "scenario": "other circumstances",
 }
@@ -140,7 +140,7 @@ def plot(rows: Sequence[Row]) -> go.Figure:
             marker={"color": colour, "line": {"width": 0}, "pattern": {"shape": "x" if state == FAILED else ""}},
             hoverinfo="text", textposition="none", hovertext=["<br>".join(_hover(row)) for row in here],
         )  # fmt: skip
-    shown.update_xaxes(title_text="minutes since the first measurement", rangemode="tozero")
+    shown.update_xaxes(title_text="minutes", rangemode="tozero")
     order = [phase_name(phase) for phase in phases]
     shown.update_yaxes(type="category", autorange="reversed", categoryorder="array", categoryarray=order)
     return shown

@@ -136,7 +136,8 @@ def plot(rows: Sequence[Row]) -> go.Figure:
     drawn = [(one, one.row.goodput) for one in decided(rows) if one.row.goodput is not None]
     scenarios = dict.fromkeys(one.row.scenario for one, _ in drawn)
     labels = {each: _label(each, [one.row for one, _ in drawn if one.row.scenario == each]) for each in scenarios}
-    shown = figure(120 + 46 * len(labels), scattermode="group")
+    heights = [max(46, 20 * (label.count("<br>") + 1)) for label in labels.values()]
+    shown = figure(120 + sum(heights), scattermode="group")
     for role in (BASELINE, RECOMMENDED, OTHER):
         here = [(one, goodput) for one, goodput in drawn if one.row.role == role]
         colour = COLOURS.get(role, SKY)

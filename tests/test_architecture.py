@@ -70,7 +70,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "tuner.fairness": ("tuner.capacity", "tuner.serving.testbed", SCORING, TRAFFIC),
     "tuner.worth": ("tuner.finals", "tuner.ladder", "tuner.proposals", "tuner.results", SCORING),
-    "tuner.reasons": ("tuner.results", "tuner.worth", SCORING),
+    "tuner.reasons": ("tuner.finals", "tuner.results", "tuner.worth", SCORING),
     "tuner.alternatives": ("tuner.results", "tuner.plan", "tuner.worth", "tuner.pareto", "tuner.serving.adapters"),
     "tuner.recommend": (
         "tuner.alternatives",
@@ -209,6 +209,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "tuner.results",
         "tuner.scored",
         "tuner.alternatives",
+        "tuner.reasons",
         "tuner.recommend",
         "tuner.worth",
         "tuner.finals",

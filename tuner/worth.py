@@ -30,6 +30,7 @@ class Proven:
     purpose: of the replay that it rests on. replayed_scale: that replay's load, which may be above time_scale: with
     less load no smaller share of the requests is good, and none takes longer. traffic, tail_latency (seconds, the
     study's objective): what was measured there. foretold: by finals.claim, not by the replays at this very load.
+    created: when that replay was stored, "" for one of the search.
     """
 
     goodput: Interval
@@ -39,6 +40,7 @@ class Proven:
     traffic: TrafficMetrics
     tail_latency: float
     foretold: bool = False
+    created: str = ""
 
     @property
     def offered_rate(self) -> float:
@@ -143,4 +145,12 @@ def _at(time_scale: float, found: Sequence[ValidationResult]) -> Proven:
     """The median replay at one load."""
     here = sorted((one for one in found if one.time_scale == time_scale), key=lambda one: one.traffic.goodput.value)
     middle = here[math.ceil(len(here) / 2) - 1]
-    return Proven(middle.traffic.goodput, time_scale, middle.purpose, time_scale, middle.traffic, middle.tail_latency)
+    return Proven(
+        goodput=middle.traffic.goodput,
+        time_scale=time_scale,
+        purpose=middle.purpose,
+        replayed_scale=time_scale,
+        traffic=middle.traffic,
+        tail_latency=middle.tail_latency,
+        created=middle.created,
+    )

@@ -105,7 +105,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "tuner.study_file": ("tuner.traffic.trace",),
     "tuner.doctor": ("tuner.environment", "engine.memory"),
     "tuner.standing": (
-        "tuner.recommend",
         "tuner.search",
         "tuner.results",
         "tuner.resume",
@@ -113,6 +112,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "tuner.stopping",
         "tuner.store",
         "tuner.stored",
+        "tuner.validation",
     ),
     # The engine's scheduler on a virtual clock, in this process: see docs/architecture.md.
     "tuner.simulation": (

@@ -148,7 +148,9 @@ def _plane(rows: Sequence[Row], against: str, title: str) -> go.Figure:
         x=[], y=[], mode="markers", name="selected", showlegend=False, hoverinfo="skip", meta={"selected": against},
         marker={"symbol": "circle-open", "size": 26, "color": PURPLE, "line": {"width": 3}},
     )  # fmt: skip
-    shown.update_xaxes(title_text="goodput (requests/s),<br>claimed or else in the search")
+    shown.update_xaxes(
+        title_text=f"goodput (requests/s),<br>claimed or else {SEARCHED}" if again else "goodput (requests/s)"
+    )
     shown.update_yaxes(title_text=title)
     if against == TAIL:
         shown.update_yaxes(seconds_axis([at[TAIL] for row in rows for at in (row.at, row.searched_at)]))

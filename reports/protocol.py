@@ -82,7 +82,7 @@ def course(
 
 
 def _unmeasured(history: Sequence[study_history.Row]) -> str:
-    return "; what was not measured is drawn at the bottom" if any(row.goodput is None for row in history) else ""
+    return "; what failed is drawn at the bottom" if any(row.state == study_history.FAILED for row in history) else ""
 
 
 def _clock(rows: Sequence[timeline.Row]) -> Iterator[Figure | Table]:

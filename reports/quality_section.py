@@ -15,6 +15,8 @@ def quality(
     domains: Sequence[speculation_domains.Row],
 ) -> Section:
     """Slices with their floors, then recall by depth and length and speculation by domain where they were measured."""
+    if not rows:
+        return Section("quality", "Quality by slice", (Paragraph("No configuration shown here was asked the probes."),))
     figure = Figure(
         "quality", quality_slices.plot(rows),
         "Loss of quality by slice for baseline and recommended, with 95 % bounds and what is allowed; the table below "

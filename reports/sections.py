@@ -55,7 +55,10 @@ def compared(rows: Sequence[comparison.Row], baseline: TrialResult, chosen: Tria
 
 
 def _measured_where(rows: Sequence[comparison.Row]) -> str:
-    goodput = "Goodput is that of the highest load that each holds, as claimed where it was measured again."
+    goodput = (
+        "Goodput is that at the load below it, as claimed where it was measured again; at a load that was not replayed "
+        "itself it is by the share of good requests at the next higher one."
+    )
     if any(row.metric.endswith(AT_ITS_LOAD) for row in rows):
         return (
             f"{goodput} Latencies are those of answered requests there, or at the next higher load that was replayed."
@@ -82,9 +85,7 @@ def front(rows: Sequence[pareto_front.Row], tail_name: str, feasible: int) -> Se
     )
     quality = Figure(
         "pareto", plots[pareto_front.QUALITY], f"Scatter plot of goodput against quality {label}",
-        "Each marker is a measured trial; up and to the right is better. One that was measured again stands at what is "
-        "claimed of it, on the window where that is least (held-out traffic was replayed with the best of the finals "
-        "and the baseline only); a line leads to what the search saw: the best of many noisy readings is too good. "
+        f"Each marker is a measured trial; up and to the right is better. {_claimed(rows)}"
         f"On the front in the search, of all three objectives: {sum(row.on_front for row in rows)}.",
     )  # fmt: skip
     tail = Figure(
@@ -93,6 +94,16 @@ def front(rows: Sequence[pareto_front.Row], tail_name: str, feasible: int) -> Se
         "neither picture. A click on a marker, or on a number in the table of trials, selects a trial.",
     )  # fmt: skip
     return Section("front", "Goodput, quality and tail latency", (quality, tail, Compared()))
+
+
+def _claimed(rows: Sequence[pareto_front.Row]) -> str:
+    if not any(row.claimed_goodput for row in rows):
+        return "All stand where the search saw them. "
+    return (
+        "One that was measured again stands at what is claimed of it, on the window where that is least (held-out "
+        "traffic was replayed with the best of the finals and the baseline only); a line leads to what the search saw: "
+        "the best of many noisy readings is too good. "
+    )
 
 
 def _told(rows: Sequence[pareto_front.Row]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from reports import scenarios, study_history, timeline
 from reports.deciding import Replays
 from reports.parts import Cell, Figure, Paragraph, Section, Table, value, verdict, word
+from reports.style import FAILED
 from reports.text import NONE, flat, interval, number, percent, plain
 from tuner.results import StudyResults
 from tuner.stopping import WORDS, Stop
@@ -82,7 +83,7 @@ def course(
 
 
 def _unmeasured(history: Sequence[study_history.Row]) -> str:
-    return "; what failed is drawn at the bottom" if any(row.state == study_history.FAILED for row in history) else ""
+    return "; what failed is drawn at the bottom" if any(row.state == FAILED for row in history) else ""
 
 
 def _clock(rows: Sequence[timeline.Row]) -> Iterator[Figure | Table]:

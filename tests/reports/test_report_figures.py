@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hand_made_study import RECOMMENDED, evidence, recommendation, spec, study, traffic
+from hand_made_study import RECOMMENDED, evidence, recommendation, spec, stored, study, traffic
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
@@ -44,7 +44,7 @@ from tuner.recommend import recommend
 from tuner.results import StudyResults
 from tuner.retune import retune_when
 from tuner.scoring.metrics import Interval
-from tuner.stored import ValidationFailure
+from tuner.stored import StoredMeasurement, ValidationFailure
 from tuner.worth import LADDER, claim
 
 
@@ -106,14 +106,23 @@ def test_a_claim_says_what_was_replayed_at_which_load() -> None:
     assert when is not None and when.held_rate == pytest.approx(6.1 * held.time_scale / rung)
 
 
+def raced_at(rung: float) -> StoredMeasurement:
+    """What between_rungs() rests on, raw."""
+    return replace(stored(study(), RECOMMENDED, "repeat", rung, 20), created=MEDIAN)
+
+
+MEDIAN = "2026-11-21T12:20:30.000+00:00"
+"""When the median of the replays between_rungs() was stored."""
+
+
 def between_rungs() -> tuple[StudyResults, float]:
     """The recommended trial was replayed three times at one rung, and held it twice; what it may claim is half a rung
     lower. And that rung."""
     rung, like = LADDER[LADDER.index(4.046)], study().validations[3]
     again = tuple(
         replace(like, purpose="repeat", window="tune", time_scale=rung, constraints={"slo:chat": value},
-                traffic=traffic(5.0, 0.4, 0.96))
-        for value in (-0.35, -0.3, 0.01)
+                traffic=traffic(goodput, 0.4, 0.96), created=created)
+        for goodput, value, created in ((5.1, -0.35, "first"), (5.0, -0.3, MEDIAN), (4.9, 0.01, "last"))
     )  # fmt: skip
     climbed = [replace(t, rungs=((4.0, -0.1), (4.6, 0.1))) if t.number == RECOMMENDED else t for t in study().trials]
     return study(trials=tuple(climbed), validations=again), rung
@@ -286,6 +295,11 @@ def test_latencies_are_those_at_the_recorded_rate_where_both_were_measured_there
     raw = evidence(results)
     searched = replace(raw, measured=tuple(one for one in raw.measured if one.measurement.purpose in OF_TRIALS))
     assert {row.time_scale for row in latency_distribution.info(results, RECOMMENDED, searched)} == {4.0}
+    raced, rung = between_rungs()
+    rows = latency_distribution.info(
+        raced, RECOMMENDED, replace(searched, measured=(*searched.measured, raced_at(rung)))
+    )
+    assert {(row.role, row.time_scale) for row in rows} == {("baseline", 4.0), ("recommended", rung)}, "where it rests"
 
 
 @given(st.lists(st.floats(0, 1e3), max_size=400), st.integers(0, 5))

@@ -196,6 +196,21 @@ def test_what_was_never_measured_again_is_said_to_be_so() -> None:
     assert "It was not measured again after the search." in recommend(study_of(BAD_BASELINE, trial_of(1, 2.0))).reasons
 
 
+def test_changes_that_buy_the_same_share_a_line() -> None:
+    knobs = {"max_num_seqs": 64, "kv_window": 128, "block_size": 32}
+    ablations = tuple(
+        dataclasses.replace(validation_of(1, violation, "ablation"), window=f"without {knob}")
+        for knob, violation in (("max_num_seqs", -0.1), ("block_size", -0.2), ("kv_window", 0.3))
+    )
+    reasons = recommend(study_of(BAD_BASELINE, trial_of(1, 3.0, knobs=knobs), validations=ablations)).reasons
+    assert (
+        "max_num_seqs 64 instead of 0, block_size 32 instead of 16: none of them needed by itself at this load; the "
+        "rest holds 2x without any one of them."
+    ) in reasons
+    assert "kv_window 128 instead of none: without it the rest does not hold even 2x." in reasons
+    assert not [reason for reason in reasons if reason.startswith("It differs")], "said already"
+
+
 TTFT = "chat p95 ttft at its load"
 
 

@@ -268,7 +268,7 @@ def _gain_table(gains: Iterable[Gain], last: str) -> Table:
 
 
 def _gain_cells(gain: Gain) -> tuple[str, str]:
-    digits = 2 if gain.name.startswith(("goodput", "load")) else 4
+    digits = 2 if gain.name.startswith("goodput") else 3 if gain.name == "load" else 4
 
     def cell(value: float | None, low_high: tuple[float, float] | None) -> str:
         if value is None:

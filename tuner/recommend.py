@@ -14,7 +14,7 @@ from tuner.results import StudyResults, TrialResult, ValidationResult
 from tuner.scored import cost_of
 from tuner.scoring.metrics import Interval
 from tuner.serving.measurement import Purpose
-from tuner.worth import Proven, climbs, proven, replays_of, shown
+from tuner.worth import SEARCH, Proven, climbs, proven, replays_of, shown
 
 RULE = (
     "Among the configurations that meet every SLO and quality floor (and held them when measured again, if any did): "
@@ -213,9 +213,11 @@ def _verdict(
         return f"Deploy trial {chosen.number}: {served}; the baseline could not be measured."
     before = worth[baseline.number]
     state = "" if baseline.state == "feasible" and baseline.number not in missed else ", which misses its constraints,"
+    # Of another window than the claim: other requests.
+    searched = " in the search" if before.purpose == SEARCH != found.purpose else ""
     return (
         f"Deploy trial {chosen.number}: {served}, where the baseline{state} serves {before.goodput.value:.2f} "
-        f"at {before.time_scale:.3g}x."
+        f"at {before.time_scale:.3g}x{searched}."
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from reports.parts import Cell, Paragraph, Section, Table, value, verdict, word
 from reports.style import RECOMMENDED
-from reports.text import interval, number, plain, seconds
+from reports.text import interval, number, plain, quality, seconds
 from tuner.alternatives import WORDS, Alternative
 from tuner.recommend import Recommendation
 from tuner.scoring.metrics import Interval
@@ -44,8 +44,8 @@ def info(recommendation: Recommendation) -> tuple[Row, ...]:
 
 
 def _row(one: Alternative, recommended: Alternative) -> Row:
-    assert one.trial.objectives is not None and recommended.trial.objectives is not None
-    tail, tail_before = one.trial.objectives[2], recommended.trial.objectives[2]
+    assert one.trial.objectives is not None
+    tail, tail_before = one.worth.tail_latency, recommended.worth.tail_latency
     sizes = [None if each.memory is None else each.memory.sequence for each in (one, recommended)]
     itself = one is recommended
     return Row(
@@ -75,7 +75,7 @@ def section(rows: Sequence[Row], tail_name: str) -> Section:
     meaning = "; ".join(f"{label}: {words}" for label, words in WORDS.items() if label in labelled)
     about = (
         f"Of the feasible trials that missed nothing when measured again. {meaning[:1].upper()}{meaning[1:]}. Changes "
-        "in per cent are against the recommended one. What was not measured again served its goodput once. "
+        "in per cent are against the recommended one. What was not measured again is as the search saw it, once. "
         "tune export --trial N writes the files of one of them."
     )
     cells = tuple((RECOMMENDED if RECOMMENDED in row.labels else "", _cells(row)) for row in rows)
@@ -88,7 +88,7 @@ def _cells(row: Row) -> tuple[Cell, ...]:
         Cell(str(row.trial), row.trial, "select"),
         value(interval(row.goodput) + _signed(row.goodput_change), row.goodput.value),
         Cell(f"{plain(row.time_scale)}x", row.time_scale),
-        value(number(row.quality, 4), row.quality),
+        value(quality(row.quality), row.quality),
         value(seconds(row.tail_latency) + _signed(row.tail_latency_change), row.tail_latency),
         value(_mib(row.memory_bytes), row.memory_bytes),
         value(_mib(row.sequence_bytes) + _signed(row.sequence_bytes_change), row.sequence_bytes),

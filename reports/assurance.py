@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from reports import doubts, scenarios, verifications
+from reports import doubts, verifications
 from reports.evidence import NOTHING, Evidence
+from reports.scenarios import NAMES
 from reports.text import interval, number, percent, plain
-from tuner.recommend import Recommendation
+from tuner.reasons import measured_again
+from tuner.recommend import TESTING, Recommendation, held
 from tuner.results import StudyResults, TrialResult
 from tuner.scoring.metrics import Interval
 from tuner.worth import Proven, proven
@@ -44,10 +46,10 @@ def _rows(results: StudyResults, chosen: TrialResult, evidence: Evidence) -> Ite
     since = [row for row in verifications.info(results, evidence) if row.trial == chosen.number]
     if since:
         yield _verified(since[-1])
-    yield _proven(chosen)
+    yield _proven(proven(results, chosen))
     found = [row for row in doubts.info(results, chosen.number) if chosen.number in row.trials]
-    detail = ", ".join(row.doubt for row in found) or "no check of its measurement raised one"
-    yield Row("Is its measurement above doubt?", _count(len(found)) if found else "yes", not found, detail)
+    detail = "; ".join(f"{row.doubt}: {row.advice}" for row in found) or "no check of its trial raised one"
+    yield Row("Is its trial in the search above doubt?", _count(len(found)) if found else "yes", not found, detail)
 
 
 def _count(doubts: int) -> str:
@@ -56,7 +58,9 @@ def _count(doubts: int) -> str:
 
 def _more(new: Proven, old: Proven) -> Row:
     sure = exceeds(new.goodput, old.goodput)
-    figures = (f"{interval(one.goodput)} requests/s at {plain(one.time_scale)}x" for one in (new, old))
+    figures = (
+        f"{interval(one.goodput)} requests/s at {plain(one.time_scale)}x ({NAMES[one.purpose]})" for one in (new, old)
+    )
     detail = f"{' against '.join(figures)}; intervals taken as normal and independent"
     return Row("Does it serve more than the baseline?", f"{percent_sure(sure)} likely", sure >= 0.95, detail)
 
@@ -76,19 +80,16 @@ def percent_sure(probability: float) -> str:
 
 
 def _again(results: StudyResults, chosen: TrialResult) -> Row:
-    rows = [row for row in scenarios.info(results, chosen.number) if row.trial == chosen.number]
-    tested = scenarios.decided(row for row in rows if row.scenario != scenarios.SEARCHED and not row.varied)
     question = "Does it hold when measured again?"
-    if not tested:
+    failed = [one for one in results.validation_failures if one.trial == chosen.number and one.purpose in TESTING]
+    told = measured_again(results, chosen)
+    told += [f"{one.reason} at {plain(one.time_scale)}x: {one.detail}." for one in failed]
+    if not told:
         return Row(question, "not tried", False, "it was not measured again after the search")
-    held = [row for row in tested if row.holds]
-    detail = "; ".join(f"{scenarios.name(row.scenario)}: {_kept(row)}" for row in tested)
-    return Row(question, f"{len(held)} of {len(tested)} times", len(held) == len(tested), detail)
-
-
-def _kept(row: scenarios.Row) -> str:
-    told = "held" if row.holds else f"failed ({row.failure})" if row.failure else f"missed {', '.join(row.missed)}"
-    return f"{told} at {plain(row.time_scale)}x"
+    searched = f"The search saw it hold {plain(chosen.time_scale or results.time_scale)}x."
+    if chosen.number not in held(results):
+        return Row(question, "missed", False, " ".join([*told, searched]))
+    return Row(question, f"held {plain(proven(results, chosen).time_scale)}x", True, " ".join([*told, searched]))
 
 
 def _verified(last: verifications.Row) -> Row:
@@ -99,27 +100,30 @@ def _verified(last: verifications.Row) -> Row:
     return Row("Did it hold when verified last?", "it held" if last.holds else "it did not hold", last.holds, detail)
 
 
-def _proven(chosen: TrialResult) -> Row:
-    assert chosen.traffic is not None
-    classes = chosen.traffic.classes.values()
-    proven = [one for one in classes if one.lower >= one.target]
+def _proven(worth: Proven) -> Row:
+    """By the one replay that it is worth by."""
+    classes = worth.traffic.classes.values()
+    known = [one for one in classes if one.lower >= one.target]
     detail = "; ".join(
         f"{one.name}: at least {percent(one.lower)} good, {percent(one.target)} promised, "
         f"{number(one.effective)} independent requests"
         for one in classes
     )
-    answer = f"{len(proven)} of {len(classes)} classes"
-    return Row("Is each SLO proven for traffic of this kind (95 %)?", answer, len(proven) == len(classes), detail)
+    where = f"{NAMES[worth.purpose]} at {plain(worth.replayed_scale)}x: "
+    answer = f"{len(known)} of {len(classes)} classes"
+    return Row(
+        "Is each SLO proven for traffic of this kind (95 %)?", answer, len(known) == len(classes), where + detail
+    )
 
 
 def sentence(rows: Sequence[Row]) -> str:
     """The answers in one sentence; "" where there are none."""
     words = {
         "Does it serve": "{} to serve more than the baseline",
-        "Does it hold": "measured again it held {}",
+        "Does it hold": "measured again it {}",
         "Did it hold when verified": "verified last, {}",
         "Is each SLO": "SLOs proven at 95 % for {}",
-        "Is its measurement": "{} about its measurement",
+        "Is its trial": "{} about its trial in the search",
     }
     told = []
     for row in rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reports.text import NONE, interval, number, seconds
+from reports.text import NONE, interval, number, quality, seconds
 from tuner.recommend import Recommendation
 from tuner.scoring.metrics import Interval
 
@@ -47,7 +47,7 @@ def shown(value: Interval | float | None, unit: str) -> str:
     if value is None:
         return NONE
     if isinstance(value, Interval):
-        return interval(value, digits=4 if unit == QUALITY else 3)
+        return quality(value) if unit == QUALITY else interval(value)
     return seconds(value) if unit == "s" else number(value)
 
 

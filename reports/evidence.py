@@ -10,6 +10,7 @@ from tuner.scoring.probes import ProbeRecord
 from tuner.store import Store
 from tuner.stored import Failure, StoredMeasurement, StoredVerification
 from tuner.verification import PURPOSE
+from tuner.worth import Proven
 
 OF_TRIALS = ("baseline", "trial")
 """Purposes of the measurements that are a trial."""
@@ -36,6 +37,11 @@ class Evidence:
         found = [one for one in self.measured if one.trial == trial.number and one.measurement.purpose in OF_TRIALS]
         same = [one for one in found if one.measurement.time_scale == trial.time_scale]
         return next(reversed(same or found), None)
+
+    def behind(self, trial: TrialResult, worth: Proven) -> StoredMeasurement | None:
+        """The measurement that what a trial is worth rests on."""
+        found = (one for one in self.measured if (one.trial, one.created) == (trial.number, worth.created))
+        return next(found, None) or self.of_trial(trial)
 
     def again(self, trial: int, purpose: str) -> StoredMeasurement | None:
         """The latest other measurement of the trial's configuration for this purpose."""

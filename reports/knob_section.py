@@ -13,7 +13,7 @@ from tuner.scoring.metrics import Interval
 MOST_PAIRS = 6
 """Interactions listed; the CSV table has all."""
 WORTH_A_PICTURE = 0.02
-"""Share from which on the strongest interaction is drawn."""
+"""Share from which on an interaction is listed, and the strongest drawn."""
 
 
 def changes(rows: Sequence[single_changes.Row]) -> Section:
@@ -44,9 +44,9 @@ def knobs(rows: Sequence[knob_effects.Row], found: Mapping[str, Anova]) -> Secti
         for place, (knob, figure) in enumerate(knob_effects.plot(rows, knob_effects.effects(goodput)).items())
     )
     about = Paragraph(
-        "Markers: trials; a circle is feasible, a cross infeasible, a triangle failed (drawn at the bottom). The other "
-        "knobs vary among them. Green bars: goodput by the value of this knob alone, the others averaged, with 95 % "
-        "intervals, of a Gaussian-process analysis of variance in which the load counts as one more knob.",
+        "Markers: trials as the search saw them; a circle is feasible, a cross infeasible, a triangle failed (drawn at "
+        "the bottom). The other knobs vary among them. Green bars: goodput by the value of this knob alone, the others "
+        "averaged, with 95 % intervals, of a Gaussian-process analysis of variance in which the load is one more knob.",
         note=True,
     )
     return Section("knobs", "What each knob does", (Panels(panels), about, *_importances(found)))
@@ -67,7 +67,9 @@ def _importances(found: Mapping[str, Anova]) -> Iterator[Figure | Paragraph | Ta
     objectives = tuple(found)
     alone = dict.fromkeys((row.knob, "") for row in rows if not row.second)
     yield Table(("knob", *objectives), tuple(("", _shares(pair, objectives, shares)) for pair in alone))
-    together = sorted((row for row in rows if row.second), key=lambda row: -row.share.value)
+    told = [name for name, one in found.items() if one.predicted >= knob_importances.TOLD]
+    worthy = [row for row in rows if row.second and row.objective in told and row.share.value >= WORTH_A_PICTURE]
+    together = sorted(worthy, key=lambda row: -row.share.value)
     pairs = list(dict.fromkeys((row.knob, row.second) for row in together))[:MOST_PAIRS]
     if pairs:
         yield Table(("knobs together", *objectives), tuple(("", _shares(pair, objectives, shares)) for pair in pairs))

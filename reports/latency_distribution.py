@@ -11,9 +11,10 @@ import plotly.graph_objects as go
 from reports.evidence import Evidence
 from reports.style import BASELINE, COLOURS, GREY, RECOMMENDED, compared, figure, seconds_axis
 from reports.text import number, plain, plotly_text, seconds
-from tuner.results import StudyResults
+from tuner.results import StudyResults, TrialResult
 from tuner.scoring.slo import finished, token_gaps
 from tuner.stored import StoredMeasurement
+from tuner.worth import proven
 
 METRICS = ("ttft", "itl")
 POINTS = 160
@@ -42,16 +43,21 @@ class Row:
 def info(results: StudyResults, recommended: int | None, evidence: Evidence) -> tuple[Row, ...]:
     """Rows by class, metric, role and share; a curve is thinned out to about POINTS.
 
-    At the recorded rate where all were measured there (loads that differ do not compare), else as searched.
+    At the recorded rate where all were measured there (loads that differ do not compare), else where each is worth what
+    it is worth.
     """
     trials = compared(results, recommended)
     again = [evidence.again(trial.number, "recorded_rate") for _, trial in trials]
-    found = again if None not in again else [evidence.of_trial(trial) for _, trial in trials]
+    found = again if None not in again else [_behind(results, trial, evidence) for _, trial in trials]
     rows: list[Row] = []
     for (role, _), stored in zip(trials, found, strict=True):
         if stored is not None:
             rows += (row for name in results.spec.slos for row in _rows(name, role, stored, results))
     return tuple(sorted(rows, key=lambda row: (row.slo_class, METRICS.index(row.metric), row.role != BASELINE)))
+
+
+def _behind(results: StudyResults, trial: TrialResult, evidence: Evidence) -> StoredMeasurement | None:
+    return None if trial.traffic is None else evidence.behind(trial, proven(results, trial))
 
 
 def _rows(slo_class: str, role: str, stored: StoredMeasurement, results: StudyResults) -> Iterator[Row]:

@@ -38,6 +38,7 @@ from reports.template import render
 from tuner.recommend import Recommendation
 from tuner.results import StudyResults
 from tuner.retune import conditions, retune_when
+from tuner.worth import replays_of
 
 STATES = ("feasible", "infeasible", "doubtful", "failed", "running")
 
@@ -76,9 +77,9 @@ def _sections(
     number = None if chosen is None else chosen.number
     if sure:
         yield sections.assured(sure)
-    load, tail = load_in_words(results), tail_name(results)
+    tail = tail_name(results)
     counts = {state: sum(trial.state == state for trial in results.trials) for state in STATES}
-    yield sections.compared(comparison.info(recommendation), results.baseline, chosen, load)
+    yield sections.compared(comparison.info(recommendation), results.baseline, chosen)
     yield sections.front(pareto_front.info(results, number), tail, counts["feasible"])
     if others := alternatives.info(recommendation):
         yield alternatives.section(others, tail)
@@ -96,7 +97,7 @@ def _sections(
     history, reasons = study_history.info(results), study_history.reasons(results)
     yield protocol.course(history, reasons, timeline.info(results, evidence), counts, results.search_end)
     yield sections.trials(trial_table.info(results, number), tail)
-    yield protocol.surroundings(results, load)
+    yield protocol.surroundings(results, (load_in_words(results), f"Rule of the recommendation: {recommendation.rule}"))
     when = retune_when(results, recommendation)
     yield sections.doubted(doubts.info(results, number), () if when is None else conditions(when))
 
@@ -112,9 +113,11 @@ def load_in_words(results: StudyResults) -> str:
     times = "" if results.time_scale == 1 else f"{text.plain(results.time_scale)} times "
     pace = f"at {times}its recorded pace"
     if results.spec.traffic.time_scale == "auto":
+        here = [one.holds for one in replays_of(results, 0, "calibration") if one.time_scale == results.time_scale]
+        found = "the highest load found that the baseline holds" if any(here) else "which the baseline misses"
         return (
-            f"The first trials replayed the recorded window {pace}, the highest load found that the baseline holds. "
-            "Each trial began where the best one before it stood and climbed, load by load, while it met its SLOs and "
-            "floors; its goodput is that of the highest load held, or of the lowest that it was tried at and missed."
+            f"The first trials replayed the recorded window {pace}, {found}. Each trial began where the best one "
+            "before it stood and climbed, load by load, while it met its SLOs and floors; its goodput in the search is "
+            "that of the highest load held, or of the lowest that it was tried at and missed."
         )
     return f"Trials replayed the recorded window {pace}, the load that the study file gives."

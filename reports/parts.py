@@ -81,6 +81,7 @@ def value(text: str, key: float | None, mark: Mark = "") -> Cell:
     return Cell(NONE, "", mark) if key is None else Cell(text, key, mark)
 
 
-def verdict(holds: bool) -> Cell:
-    """yes or no, told apart by more than the colour."""
-    return Cell("yes" if holds else "no", int(holds), "yes" if holds else "no")
+def verdict(holds: bool, told: str = "") -> Cell:
+    """yes or no, told apart by more than the colour; or in other words."""
+    mark: Mark = "yes" if holds else "no"
+    return Cell(told or mark, int(holds), mark)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from reports import quality_slices, recall_grid, speculation_domains
 from reports.parts import Cell, Figure, Panels, Paragraph, Section, Table, value, verdict, word
-from reports.text import NONE, number, percent, percent_interval
+from reports.text import NONE, decimals, percent, percent_interval
 
 
 def quality(
@@ -15,6 +15,8 @@ def quality(
     domains: Sequence[speculation_domains.Row],
 ) -> Section:
     """Slices with their floors, then recall by depth and length and speculation by domain where they were measured."""
+    if not rows:
+        return Section("quality", "Quality by slice", (Paragraph("No configuration shown here was asked the probes."),))
     figure = Figure(
         "quality", quality_slices.plot(rows),
         "Loss of quality by slice for baseline and recommended, with 95 % bounds and what is allowed; the table below "
@@ -22,15 +24,15 @@ def quality(
         "Loss against the full-precision reference; the whisker is the one-sided 95 % bound, which must stay left of "
         "the tick.",
     )  # fmt: skip
-    columns = ("slice", "configuration", "loss", "95 % bound", "allowed", "unit", "holds", "probes")
-    table = Table(columns, tuple((row.role, _slice(row)) for row in rows), words=2)
+    columns = ("slice", "configuration", "unit", "loss", "95 % bound", "allowed", "holds", "probes")
+    table = Table(columns, tuple((row.role, _slice(row)) for row in rows), words=3)
     return Section("quality", "Quality by slice", (figure, table, *_needles(grid), *_domains(domains)))
 
 
 def _slice(row: quality_slices.Row) -> tuple[Cell, ...]:
-    losses = (value(number(one), one) for one in (row.loss, row.bound, row.allowed))
+    losses = (value(decimals(one), one) for one in (row.loss, row.bound, row.allowed))
     unit = word(quality_slices.UNITS[row.kind])
-    return (word(row.slice), word(row.role), *losses, unit, verdict(row.holds), value(str(row.probes), row.probes))
+    return (word(row.slice), word(row.role), unit, *losses, verdict(row.holds), value(str(row.probes), row.probes))
 
 
 def _needles(rows: Sequence[recall_grid.Row]) -> Iterator[Panels | Paragraph]:
@@ -63,15 +65,16 @@ def _domains(rows: Sequence[speculation_domains.Row]) -> Iterator[Figure | Table
         f"What trial {trial} accepts of its guesses, with 95 % intervals that take guesses as independent; right of "
         "the tick, speculation is faster than none.",
     )  # fmt: skip
-    columns = ("domain", "trial", "depth", "acceptance", "pays from", "pays", "equal answers", "lossless")
-    yield Table(columns, tuple(("", _domain(row)) for row in rows))
+    columns = ("domain", "tokens guessed a step", "acceptance", "pays from", "pays", "equal answers", "lossless")
+    yield Table(columns, tuple(("", _domain(row)) for row in rows if row.trial == trial))
 
 
 def _domain(row: speculation_domains.Row) -> tuple[Cell, ...]:
     accepted, least = row.acceptance, row.break_even
     return (
-        word(row.slice), value(str(row.trial), row.trial), value(str(row.depth), row.depth),
+        word(row.slice), value(str(row.depth), row.depth),
         Cell(NONE, "") if accepted is None else Cell(percent_interval(accepted), accepted.value),
         Cell("never", "") if least is None else Cell(percent(least), least), verdict(row.pays),
-        Cell(f"{row.equal} + {row.tied} ties / {row.answers}", row.equal), verdict(row.lossless),
+        Cell(f"{row.equal}{f' and {row.tied} ties' if row.tied else ''} of {row.answers}", row.equal),
+        verdict(row.lossless),
     )  # fmt: skip

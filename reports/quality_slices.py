@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from reports.style import BASELINE, COLOURS, GREY, RECOMMENDED, SYMBOLS, axes, compared, figure
-from reports.text import number, plotly_text
+from reports.text import decimals, plotly_text
 from tuner.results import StudyResults
 from tuner.scoring.quality import SliceQuality
 
@@ -97,8 +97,8 @@ def _losses(rows: Sequence[Row], role: str, in_legend: bool) -> go.Scatter:
         marker={"symbol": SYMBOLS[role], "size": 11, "color": COLOURS[role]},
         hoverinfo="text",
         hovertext=[
-            f"{role}, {plotly_text(r.slice)}<br>loss {number(r.loss)}, at most {number(r.bound)} (95 %)<br>"
-            f"allowed {number(r.allowed)} {UNITS[r.kind]}, {r.probes} probes"
+            f"{role}, {plotly_text(r.slice)}<br>loss {decimals(r.loss)}, at most {decimals(r.bound)} (95 %)<br>"
+            f"allowed {decimals(r.allowed)} {UNITS[r.kind]}, {r.probes} probes"
             for r in rows
         ],
     )
@@ -115,5 +115,5 @@ def _allowed(rows: Sequence[Row], in_legend: bool) -> go.Scatter:
         showlegend=in_legend,
         marker={"symbol": "line-ns-open", "size": 22, "color": GREY, "line": {"width": 3}},
         hoverinfo="text",
-        hovertext=[f"{plotly_text(name)}: {number(floor)} allowed" for name, floor in floors.items()],
+        hovertext=[f"{plotly_text(name)}: {decimals(floor)} allowed" for name, floor in floors.items()],
     )

@@ -8,16 +8,23 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from reports.deciding import decisive
+from reports.deciding import Replays, decisive, summed
 from reports.style import BASELINE, COLOURS, RECOMMENDED, SKY, SYMBOLS, figure
-from reports.text import interval, number, plain, plotly_text
+from reports.text import interval, number, plain, plotly_text, wrapped
 from tuner.results import StudyResults, TrialResult, ValidationResult
 from tuner.scoring.metrics import Interval, TrafficMetrics
 
 SEARCHED = "search"
 CALIBRATION, ABLATION, VARIATION = "calibration", "ablation", "scenario"
 """Purposes of measurements that are no test of a finalist as it is: the window of a variation says what was varied."""
-NAMES = {SEARCHED: "as searched", "holdout": "held-out traffic", "recorded_rate": "recorded rate"}
+NAMES = {
+    SEARCHED: "in the search",
+    "repeat": "tuning window again",
+    "holdout": "held-out traffic",
+    "recorded_rate": "recorded rate",
+    CALIBRATION: "finding the load",
+}
+THAT_LOAD, CLAIMED_LOAD = "that load", "the claimed load"
 OTHER = "other finalist"
 
 
@@ -66,12 +73,18 @@ def calibration(results: StudyResults) -> tuple[Row, ...]:
     return tuple(_validated(one, {0: BASELINE}) for one in results.validations if one.purpose == CALIBRATION)
 
 
-def decided(rows: Iterable[Row]) -> tuple[Row, ...]:
-    """Of each trial and scenario one row, see reports.deciding."""
-    found: dict[tuple[str, int], list[Row]] = {}
-    for row in rows:
-        found.setdefault((row.scenario, row.trial), []).append(row)
-    return tuple(decisive(replays) for replays in found.values())
+def replays(rows: Iterable[Row]) -> tuple[Replays[Row], ...]:
+    """The rows of each trial, scenario and load together; what failed stays by itself."""
+    return summed(
+        rows,
+        what=lambda row: (row.scenario, row.trial, row.failure),
+        goodput=lambda row: 0.0 if row.goodput is None else row.goodput.value,
+    )
+
+
+def decided(rows: Iterable[Row]) -> tuple[Replays[Row], ...]:
+    """Of each trial and scenario one load, see reports.deciding."""
+    return decisive(replays(rows), what=lambda row: (row.scenario, row.trial))
 
 
 def _searched(trial: TrialResult, results: StudyResults, roles: dict[int, str]) -> Row:
@@ -108,26 +121,36 @@ def left(violation: float) -> float:
 
 def name(scenario: str) -> str:
     """The scenario in words; what was varied is in words already."""
-    return NAMES.get(scenario, scenario if " " in scenario else scenario.replace("_", " "))
+    return NAMES.get(scenario, scenario.replace(THAT_LOAD, CLAIMED_LOAD))
+
+
+def _label(scenario: str, rows: Sequence[Row]) -> str:
+    """The scenario and its loads."""
+    loads = [row.time_scale for row in rows]
+    low, high = (f"{plain(load)}x" for load in (min(loads), max(loads)))
+    return wrapped(f"{name(scenario)}, {low if low == high else f'{low} to {high}'}")
 
 
 def plot(rows: Sequence[Row]) -> go.Figure:
     """Goodput with its interval, one line a scenario; what failed is not drawn."""
-    drawn = [(row, row.goodput) for row in decided(rows) if row.goodput is not None]
-    scenarios = list(dict.fromkeys(row.scenario for row, _ in drawn))
-    shown = figure(120 + 46 * len(scenarios), scattermode="group")
+    drawn = [(one, one.row.goodput) for one in decided(rows) if one.row.goodput is not None]
+    scenarios = dict.fromkeys(one.row.scenario for one, _ in drawn)
+    labels = {each: _label(each, [one.row for one, _ in drawn if one.row.scenario == each]) for each in scenarios}
+    heights = [max(46, 20 * (label.count("<br>") + 1)) for label in labels.values()]
+    shown = figure(120 + sum(heights), scattermode="group")
     for role in (BASELINE, RECOMMENDED, OTHER):
-        here = [(row, goodput) for row, goodput in drawn if row.role == role]
+        here = [(one, goodput) for one, goodput in drawn if one.row.role == role]
         colour = COLOURS.get(role, SKY)
         shown.add_scatter(
-            x=[goodput.value for _, goodput in here], y=[plotly_text(name(row.scenario)) for row, _ in here],
+            x=[goodput.value for _, goodput in here], y=[labels[one.row.scenario] for one, _ in here],
             error_x={"type": "data", "array": [goodput.high - goodput.value for _, goodput in here],
                      "arrayminus": [goodput.value - goodput.low for _, goodput in here], "color": colour},
             mode="markers", orientation="h", offsetgroup=role, name=role, showlegend=bool(here),
-            marker={"symbol": [SYMBOLS.get(role, "circle") + ("" if row.holds else "-open") for row, _ in here],
+            marker={"symbol": [SYMBOLS.get(role, "circle") + ("" if one.holds else "-open") for one, _ in here],
                     "size": 11, "color": colour}, hoverinfo="text",
-            hovertext=[f"trial {row.trial}, {plotly_text(name(row.scenario))} at {plain(row.time_scale)}x<br>"
-                       f"{interval(goodput)} of {number(row.offered)} requests/s" for row, goodput in here],
+            hovertext=[f"trial {one.row.trial}, {plotly_text(name(one.row.scenario))} at {plain(one.row.time_scale)}x"
+                       f"<br>{interval(goodput)} of {number(one.row.offered)} requests/s; held {one.told}"
+                       for one, goodput in here],
         )  # fmt: skip
     # Computed here because grouped markers upset Plotly's own range.
     ends = [end for _, goodput in drawn for end in (goodput.low, goodput.high)]

@@ -13,8 +13,10 @@ from reports import (
     slo_compliance,
     trial_table,
 )
+from reports.deciding import Replays
 from reports.parts import Cell, Compared, Figure, Panels, Paragraph, Section, Table, value, verdict, word
-from reports.text import NONE, knob_value, percent, percent_interval, plain, seconds
+from reports.text import NONE, knob_value, number, percent, percent_interval, plain, seconds
+from tuner.recommend import AT_ITS_LOAD
 from tuner.results import TrialResult
 
 MOST_CLASSES, MOST_TENANTS = 6, 12
@@ -30,7 +32,7 @@ def assured(rows: Sequence[assurance.Row]) -> Section:
     return Section("sure", "How sure is it", (Table(("question", "answer", "in figures"), tuple(cells), 3),))
 
 
-def compared(rows: Sequence[comparison.Row], baseline: TrialResult, chosen: TrialResult | None, load: str) -> Section:
+def compared(rows: Sequence[comparison.Row], baseline: TrialResult, chosen: TrialResult | None) -> Section:
     """Baseline against recommended: what is measured, then what is set."""
     figures = [
         ("", (word(_metric(row)), value(comparison.shown(row.baseline, row.unit), comparison.point(row.baseline)),
@@ -40,7 +42,7 @@ def compared(rows: Sequence[comparison.Row], baseline: TrialResult, chosen: Tria
     ]  # fmt: skip
     parts: list[Paragraph | Table] = [
         Table(("metric", "baseline", "recommended" if chosen is not None else "closest", "change"), tuple(figures)),
-        Paragraph(f"Brackets are 95 % intervals; latencies are those of answered requests. {load}", note=True),
+        Paragraph(f"{_measured_where(rows)} Brackets are 95 % intervals.", note=True),
     ]
     if chosen is None:
         parts.append(Paragraph("There is no recommended configuration; the trial that came closest.", note=True))
@@ -50,6 +52,18 @@ def compared(rows: Sequence[comparison.Row], baseline: TrialResult, chosen: Tria
         parts.append(Table(("knob", "baseline", "recommended"), tuple(_settings(baseline, chosen))))
     title = "Baseline against recommended" if chosen is not None else "Baseline against the closest"
     return Section("compared", title, tuple(parts))
+
+
+def _measured_where(rows: Sequence[comparison.Row]) -> str:
+    goodput = (
+        "Goodput is that at the load below it, as claimed where it was measured again; at a load that was not replayed "
+        "itself it is by the share of good requests at the next higher one."
+    )
+    if any(row.metric.endswith(AT_ITS_LOAD) for row in rows):
+        return (
+            f"{goodput} Latencies are those of answered requests there, or at the next higher load that was replayed."
+        )
+    return f"{goodput} Latencies are those of answered requests."
 
 
 def _metric(row: comparison.Row) -> str:
@@ -65,11 +79,14 @@ def _settings(baseline: TrialResult, chosen: TrialResult) -> Iterator[tuple[str,
 def front(rows: Sequence[pareto_front.Row], tail_name: str, feasible: int) -> Section:
     """Goodput against quality and tail, and two trials side by side."""
     plots = pareto_front.plot(rows, tail_name)
-    label = f"of {len(rows)} measured trials, {feasible} of them feasible. The trial table lists the same values."
+    label = (
+        f"of {len(rows)} measured trials, {feasible} of them feasible in the search; what was measured again stands at "
+        f"what is claimed: {_told(rows)}. The table of trials lists the same values."
+    )
     quality = Figure(
         "pareto", plots[pareto_front.QUALITY], f"Scatter plot of goodput against quality {label}",
-        "Each marker is a measured trial; up and to the right is better. "
-        f"On the front of all three objectives: {sum(row.on_front for row in rows)}.",
+        f"Each marker is a measured trial; up and to the right is better. {_claimed(rows)}"
+        f"On the front in the search, of all three objectives: {sum(row.on_front for row in rows)}.",
     )  # fmt: skip
     tail = Figure(
         "tail", plots[pareto_front.TAIL], f"Scatter plot of goodput against {tail_name} {label}",
@@ -77,6 +94,26 @@ def front(rows: Sequence[pareto_front.Row], tail_name: str, feasible: int) -> Se
         "neither picture. A click on a marker, or on a number in the table of trials, selects a trial.",
     )  # fmt: skip
     return Section("front", "Goodput, quality and tail latency", (quality, tail, Compared()))
+
+
+def _claimed(rows: Sequence[pareto_front.Row]) -> str:
+    if not any(row.claimed_goodput for row in rows):
+        return "All stand where the search saw them. "
+    return (
+        "One that was measured again stands at what is claimed of it, on the window where that is least (held-out "
+        "traffic was replayed with the best of the finals and the baseline only); a line leads to what the search saw: "
+        "the best of many noisy readings is too good. "
+    )
+
+
+def _told(rows: Sequence[pareto_front.Row]) -> str:
+    again = (
+        f"{row.role or 'another finalist'} {number(row.claimed_goodput.value)}, in the search {number(row.goodput)} "
+        "requests/s"
+        for row in rows
+        if row.claimed_goodput is not None
+    )
+    return "; ".join(again) or "none was"
 
 
 def compliance(rows: Sequence[slo_compliance.Row]) -> Section:
@@ -99,8 +136,8 @@ def compliance(rows: Sequence[slo_compliance.Row]) -> Section:
         parts.append(Paragraph(f"The {MOST_TENANTS} tenants of {len(names)} with the least headroom.", note=True))
     about = (
         "Headroom: how much of its bounds is left by the request that decides (of the share that must be good, the "
-        "slowest); negative where the SLO is missed. Load: times the recorded rate. At least: one-sided 95 % bound of "
-        "the attainment."
+        "slowest); negative where the SLO is missed. Load: times the recorded rate; of several replays there, the "
+        "median one by goodput, and how many held. At least: one-sided 95 % bound of the attainment."
     )
     return Section("slo", "SLO compliance", (*parts, Paragraph(about, note=True)))
 
@@ -109,15 +146,17 @@ def _compliance(what: str, rows: Sequence[slo_compliance.Row]) -> Table:
     columns = (what, "condition", "configuration", "load", "attainment", "at least", "target", "headroom", "holds",
                "good",
                "p95 TTFT", "p95 TPOT")  # fmt: skip
-    return Table(columns, tuple((row.role, _complied(row)) for row in rows), words=3)
+    return Table(columns, tuple((one.row.role, _complied(one)) for one in slo_compliance.replays(rows)), words=3)
 
 
-def _complied(row: slo_compliance.Row) -> tuple[Cell, ...]:
+def _complied(replays: Replays[slo_compliance.Row]) -> tuple[Cell, ...]:
+    row = replays.row
     return (
         word(row.name), word(row.condition), word(row.role), Cell(f"{plain(row.time_scale)}x", row.time_scale),
         value(percent_interval(row.attainment), row.attainment.value), value(percent(row.lower), row.lower),
-        value(percent(row.target), row.target), value(percent(row.headroom), row.headroom), verdict(row.holds),
-        Cell(f"{row.good} / {row.offered}", row.good), value(seconds(row.p95_ttft), row.p95_ttft),
+        value(percent(row.target), row.target), value(percent(row.headroom), row.headroom),
+        verdict(replays.holds, replays.told), Cell(f"{row.good} / {row.offered}", row.good),
+        value(seconds(row.p95_ttft), row.p95_ttft),
         value(seconds(row.p95_tpot), row.p95_tpot),
     )  # fmt: skip
 
@@ -144,9 +183,10 @@ def latencies(rows: Sequence[latency_distribution.Row]) -> Section:
 def trials(rows: Sequence[trial_table.Row], tail_name: str) -> Section:
     """Every trial."""
     about = (
-        "Beside the tightest constraint, its slack, negative where it is missed (SLOs: natural logarithm of bound over "
-        f"latency). Tail latency: {tail_name}, over all offered requests. A heading sorts by its column; a trial's "
-        "number selects it."
+        "Claimed: what holds by the replays after the search. All other figures are the search's, at its load (times "
+        f"the recorded rate). Tail latency: {tail_name}, over all offered requests. Beside the tightest constraint, "
+        "what is left of it, negative where it is missed: of an SLO, the share of its bounds; of quality, nats per "
+        "token or a share of the answers. A heading sorts by its column; a trial's number selects it."
     )
     return Section("trials", "Trials", (trial_table.table(rows), Paragraph(about, note=True)))
 

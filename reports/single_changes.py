@@ -9,11 +9,11 @@ from typing import Any
 import plotly.graph_objects as go
 
 from reports.style import BASELINE, BLUE, COLOURS, RECOMMENDED, SYMBOLS, figure
-from reports.text import interval, knob_value, plain, plotly_text
+from reports.text import interval, knob_value, plain, plotly_text, wrapped
 from tuner.recommend import Recommendation
-from tuner.results import StudyResults, ValidationResult
+from tuner.results import StudyResults, TrialResult, ValidationResult
 from tuner.scoring.metrics import Interval
-from tuner.worth import holding, proven
+from tuner.worth import holding, proven, shown
 
 ABLATION = "ablation"
 WITHOUT = "without "
@@ -51,10 +51,20 @@ def info(results: StudyResults, recommendation: Recommendation) -> tuple[Row, ..
     ends = []
     for name, trial in ((BASELINE, baseline), (RECOMMENDED, chosen)):
         if trial.traffic is not None:
-            worth = proven(results, trial)
-            ends.append(Row(name, "", None, None, worth.time_scale, trial.state == "feasible", worth.goodput))
+            load, goodput = _whole(results, trial)
+            ends.append(Row(name, "", None, None, load, trial.state == "feasible", goodput))
     rows = [_row(knob, baseline.knobs.get(knob), chosen.knobs.get(knob), measured) for knob, measured in found.items()]
     return (*ends, *sorted(rows, key=lambda row: (row.holds, row.goodput.value)))
+
+
+def _whole(results: StudyResults, trial: TrialResult) -> tuple[float, Interval]:
+    """The load that a configuration is worth, and its goodput there of the tuning window, on which changes are taken
+    back: other windows hold other requests."""
+    worth = proven(results, trial)
+    tuned = shown(results, trial.number, "repeat") or worth
+    less = worth.time_scale / tuned.time_scale
+    goodput = tuned.goodput
+    return worth.time_scale, Interval(goodput.value * less, goodput.low * less, goodput.high * less)
 
 
 def _row(knob: str, before: Any, after: Any, measured: Sequence[ValidationResult]) -> Row:
@@ -69,7 +79,7 @@ def plot(rows: Sequence[Row]) -> go.Figure:
     for row in rows:
         colour = COLOURS.get(row.configuration, BLUE)
         shown.add_scatter(
-            x=[row.goodput.value], y=[plotly_text(row.configuration)], mode="markers",
+            x=[row.goodput.value], y=[wrapped(row.configuration)], mode="markers",
             error_x={"type": "data", "array": [row.goodput.high - row.goodput.value],
                      "arrayminus": [row.goodput.value - row.goodput.low], "color": colour},
             marker={"symbol": SYMBOLS.get(row.configuration, "circle") + ("" if row.holds else "-open"), "size": 12,

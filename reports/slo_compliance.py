@@ -9,9 +9,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from reports import scenarios
-from reports.deciding import decisive
+from reports.deciding import Replays, decisive, summed
 from reports.style import BASELINE, COLOURS, GREY, RECOMMENDED, axes, compared, figure
-from reports.text import percent, percent_interval, plain, plotly_text
+from reports.text import percent, percent_interval, plain, plotly_text, wrapped
 from tuner.results import StudyResults
 from tuner.scoring.metrics import ClassMetrics, Interval, TrafficMetrics
 
@@ -24,8 +24,8 @@ OTHERS = (scenarios.CALIBRATION, scenarios.ABLATION, scenarios.VARIATION)
 class Row:
     """One SLO class, or one tenant, under one configuration and condition. p95_*: seconds, None where nothing finished.
 
-    headroom: share of its bounds that the deciding request leaves, negative where missed; None where nothing was
-    offered. lower: one-sided 95 % bound of the attainment.
+    goodput: requests/s of the whole replay, of all classes. headroom: share of its bounds that the deciding request
+    leaves, negative where missed; None where nothing was offered. lower: one-sided 95 % bound of the attainment.
     """
 
     group: str
@@ -33,6 +33,7 @@ class Row:
     role: str
     condition: str
     time_scale: float
+    goodput: float
     offered: int
     good: int
     attainment: Interval
@@ -61,16 +62,18 @@ def info(results: StudyResults, recommended: int | None) -> tuple[Row, ...]:
 
 def _rows(role: str, condition: str, time_scale: float, traffic: TrafficMetrics) -> Iterator[Row]:
     for group, found in ((CLASS, traffic.classes), (TENANT, traffic.tenants)):
-        yield from (_row(group, name, role, condition, time_scale, one) for name, one in found.items())
+        where = (role, condition, time_scale, traffic.goodput.value)
+        yield from (_row(group, name, *where, one) for name, one in found.items())
 
 
-def _row(group: str, name: str, role: str, condition: str, time_scale: float, one: ClassMetrics) -> Row:
+def _row(group: str, name: str, role: str, condition: str, time_scale: float, goodput: float, one: ClassMetrics) -> Row:
     return Row(
         group=group,
         name=name,
         role=role,
         condition=condition,
         time_scale=time_scale,
+        goodput=goodput,
         offered=one.offered,
         good=one.good,
         attainment=one.attainment,
@@ -98,12 +101,18 @@ def same(classes: Sequence[Row], tenants: Sequence[Row]) -> bool:
     return [replace(row, group=CLASS) for row in tenants] == list(classes)
 
 
-def decided(rows: Iterable[Row]) -> tuple[Row, ...]:
-    """Of each name, condition and role one row, see reports.deciding."""
-    found: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
-        found.setdefault((row.name, row.condition, row.role), []).append(row)
-    return tuple(decisive(replays) for replays in found.values())
+def replays(rows: Iterable[Row]) -> tuple[Replays[Row], ...]:
+    """The rows of each name, condition, role and load together."""
+    return summed(rows, _what, goodput=lambda row: row.goodput)
+
+
+def decided(rows: Iterable[Row]) -> tuple[Replays[Row], ...]:
+    """Of each name, condition and role one load, see reports.deciding."""
+    return decisive(replays(rows), _what)
+
+
+def _what(row: Row) -> tuple[str, str, str]:
+    return row.name, row.condition, row.role
 
 
 def plot(rows: Sequence[Row]) -> go.Figure:
@@ -117,7 +126,7 @@ def plot(rows: Sequence[Row]) -> go.Figure:
     panels.update_layout(shown.layout)
     panels.update_layout(legend={"y": 1 + 0.1 / len(classes)})
     for position, name in enumerate(classes, start=1):
-        here = decided(row for row in rows if row.name == name)
+        here = [one.row for one in decided(row for row in rows if row.name == name)]
         for role in (BASELINE, RECOMMENDED):
             panels.add_trace(_bars([row for row in here if row.role == role], role, position == 1), position, 1)
         for target in {row.target for row in here}:
@@ -129,7 +138,7 @@ def plot(rows: Sequence[Row]) -> go.Figure:
 
 def _bars(rows: Sequence[Row], role: str, in_legend: bool) -> go.Bar:
     return go.Bar(
-        x=[plotly_text(row.condition).replace(" ", "<br>") for row in rows],
+        x=[wrapped(row.condition, 10) for row in rows],
         y=[row.attainment.value * 100 for row in rows],
         error_y={
             "type": "data",

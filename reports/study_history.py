@@ -86,7 +86,7 @@ def plot(rows: Sequence[Row]) -> go.Figure:
             hovertext=[_hover(row) for row in here],
         )
     shown.update_xaxes(title_text="trial (0 = baseline)")
-    shown.update_yaxes(title_text="goodput (requests/s)")
+    shown.update_yaxes(title_text="goodput in the search (requests/s)")
     return shown
 
 

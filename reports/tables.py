@@ -69,8 +69,8 @@ def tables(results: StudyResults, recommendation: Recommendation, evidence: Evid
 
 
 def frame(rows: Sequence[Any], kind: type) -> pd.DataFrame:
-    """Dataclass rows of `kind` as a table. An Interval becomes NAME, NAME_low, NAME_high; a mapping NAME.KEY for each
-    key; a tuple its members with spaces between."""
+    """Dataclass rows of `kind` as a table. An Interval, known or not, becomes NAME, NAME_low, NAME_high; a mapping
+    NAME.KEY for each key; a tuple its members with spaces between."""
     flat = [dict(_flat(row)) for row in rows]
     columns = dict.fromkeys(name for row in flat for name in row) or [field.name for field in fields(kind)]
     return pd.DataFrame(flat, columns=list(columns), dtype=object)
@@ -81,6 +81,8 @@ def _flat(row: Any) -> Iterator[tuple[str, Any]]:
         value = getattr(row, field.name)
         if isinstance(value, Interval):
             yield from ((field.name, value.value), (f"{field.name}_low", value.low), (f"{field.name}_high", value.high))
+        elif value is None and "Interval" in str(field.type):
+            yield from ((f"{field.name}{end}", None) for end in ("", "_low", "_high"))
         elif isinstance(value, Mapping):
             yield from ((f"{field.name}.{key}", one) for key, one in value.items())
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -56,6 +57,18 @@ def interval(value: Interval, digits: int = 3) -> str:
     return f"{point} [{low}, {high}]"
 
 
+def decimals(value: float | None) -> str:
+    """Four decimals: a loss of quality below that is none."""
+    return NONE if value is None else f"{value:.4f}".replace("-0.0000", "0.0000").replace("-", MINUS)
+
+
+def quality(value: Interval | float) -> str:
+    """Four decimals, the fewest that tell configurations apart, with the 95 % interval if there is one."""
+    if isinstance(value, Interval):
+        return f"{value.value:.4f} [{value.low:.4f}, {value.high:.4f}]"
+    return f"{value:.4f}"
+
+
 def percent_interval(value: Interval) -> str:
     """Share with its 95 % interval, as per cent."""
     return f"{percent(value.value)} [{number(value.low * 100)}, {number(value.high * 100)}]"
@@ -75,6 +88,11 @@ def knob_value(name: str, value: Any) -> str:
 def plotly_text(text: str) -> str:
     """`text` for a Plotly label, where tags are markup and dollar signs call for MathJax: names must bring neither."""
     return html.escape(text, quote=False).replace("$", "&#36;")
+
+
+def wrapped(label: str, width: int = 24) -> str:
+    """`label` for a Plotly axis, in lines of at most so many characters where its words allow it: phones are narrow."""
+    return "<br>".join(map(plotly_text, textwrap.wrap(label, width, break_long_words=False, break_on_hyphens=False)))
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -17,6 +17,16 @@ from tuner.stored import StoredMeasurement
 SEARCH = "search"
 OTHER = "measured"
 """State of what is no trial."""
+PHASES = {
+    "calibration": "finding the load",
+    "repeat": "finals",
+    "holdout": "held-out traffic",
+    "recorded_rate": "recorded rate",
+    "sentinel": "watching for drift",
+    "ablation": "changes taken back",
+    "scenario": "other circumstances",
+}
+"""What purposes are called."""
 STATES = {FEASIBLE: BLUE, INFEASIBLE: GREY, FAILED: VERMILLION, "doubtful": PURPLE, OTHER: SKY}
 
 
@@ -111,6 +121,11 @@ def _spent(phase: str, rows: Sequence[Row]) -> Spent:
     )
 
 
+def phase_name(phase: str) -> str:
+    """A phase in words."""
+    return PHASES.get(phase, phase)
+
+
 def plot(rows: Sequence[Row]) -> go.Figure:
     """A bar for each measurement, one line a phase, minutes along."""
     phases = list(dict.fromkeys(row.phase for row in rows))
@@ -121,12 +136,12 @@ def plot(rows: Sequence[Row]) -> go.Figure:
             continue
         shown.add_bar(
             orientation="h", name=state, base=rounded(row.start / 60 for row in here),
-            x=rounded((row.end - row.start) / 60 for row in here), y=[row.phase.replace("_", " ") for row in here],
+            x=rounded((row.end - row.start) / 60 for row in here), y=[phase_name(row.phase) for row in here],
             marker={"color": colour, "line": {"width": 0}, "pattern": {"shape": "x" if state == FAILED else ""}},
             hoverinfo="text", textposition="none", hovertext=["<br>".join(_hover(row)) for row in here],
         )  # fmt: skip
-    shown.update_xaxes(title_text="minutes since the first measurement", rangemode="tozero")
-    order = [phase.replace("_", " ") for phase in phases]
+    shown.update_xaxes(title_text="minutes", rangemode="tozero")
+    order = [phase_name(phase) for phase in phases]
     shown.update_yaxes(type="category", autorange="reversed", categoryorder="array", categoryarray=order)
     return shown
 

@@ -7,11 +7,18 @@ from typing import Any
 
 import yaml
 
+from reports import pareto_front
+from reports.pareto_front import SEARCHED
+from reports.scenarios import NAMES
 from reports.style import BASELINE, RECOMMENDED, rounded
-from reports.text import NONE, interval, knob_value, number, percent, percent_interval, plain, seconds
+from reports.text import NONE, interval, knob_value, percent, percent_interval, plain, quality, seconds
 from tuner.recommend import Recommendation
-from tuner.results import OBJECTIVES, StudyResults, TrialResult
+from tuner.results import StudyResults, TrialResult
 from tuner.scoring.metrics import Interval
+from tuner.worth import AGAIN, claim, replays_of
+
+CLAIMED = "claimed"
+"""What holds after the search (tuner.worth.claim), beside what the search saw."""
 
 
 def info(results: StudyResults, recommendation: Recommendation, tail_name: str) -> dict[str, Any]:
@@ -20,49 +27,60 @@ def info(results: StudyResults, recommendation: Recommendation, tail_name: str) 
     (name and text, in order), yaml (of its knobs)."""
     chosen = recommendation.trial or recommendation.least_violating
     recommended = None if recommendation.trial is None else recommendation.trial.number
+    at = {row.trial: row.at for row in pareto_front.info(results, recommended)}
     both = (results.baseline.number, results.baseline.number if chosen is None else chosen.number)
     return {
         "study": results.spec.name,
         "selected": list(dict.fromkeys(both)),
         "settings": _settings(results),
-        "cards": [_card(trial, results, recommended, tail_name) for trial in results.trials],
+        "cards": [_card(trial, results, recommended, tail_name, at.get(trial.number, {})) for trial in results.trials],
     }
 
 
-def _card(trial: TrialResult, results: StudyResults, recommended: int | None, tail_name: str) -> dict[str, Any]:
+def _card(
+    trial: TrialResult, results: StudyResults, recommended: int | None, tail_name: str, at: Mapping[str, float]
+) -> dict[str, Any]:
     role = BASELINE if trial is results.baseline else ""
-    objectives = dict(zip(OBJECTIVES, rounded(trial.objectives or ()), strict=False))
     return {
         "trial": trial.number,
         "role": RECOMMENDED if trial.number == recommended else role,
         "state": trial.state + (", on the front" if trial.on_front else ""),
-        "at": objectives if trial.quality is not None else {},
-        "figures": list(_figures(trial, tail_name)),
+        "at": dict(zip(at, rounded(at.values()), strict=True)),
+        "figures": [*_claimed(trial, results, tail_name), *_searched(trial, tail_name)],
         "knobs": [(name, knob_value(name, value)) for name, value in trial.knobs.items()],
         "yaml": _dumped(trial.knobs),
     }
 
 
-def _figures(trial: TrialResult, tail_name: str) -> Iterator[tuple[str, str]]:
-    if trial.time_scale is not None:
-        above = "" if trial.missed_scale is None else f", misses at {plain(trial.missed_scale)}x"
-        yield "load (x recorded)", f"{plain(trial.time_scale)}x{above}"
+def _claimed(trial: TrialResult, results: StudyResults, tail_name: str) -> Iterator[tuple[str, str]]:
+    if trial.traffic is None:
+        return
+    if (found := claim(results, trial.number)) is None:
+        again = any(replays_of(results, trial.number, purpose) for purpose in AGAIN)
+        yield f"goodput {CLAIMED}", "none by the replays after the search" if again else "not measured again"
+        yield f"{tail_name}, {CLAIMED}", NONE
+        return
+    load = f"{plain(found.time_scale)}x, {NAMES[found.purpose]}"
+    yield f"goodput {CLAIMED}", f"{interval(found.goodput)} requests/s at {load}"
+    yield f"{tail_name}, {CLAIMED}", f"{seconds(found.tail_latency)} at {plain(found.replayed_scale)}x"
+
+
+def _searched(trial: TrialResult, tail_name: str) -> Iterator[tuple[str, str]]:
+    load = "" if trial.time_scale is None else f" at {plain(trial.time_scale)}x"
     if trial.traffic is not None:
-        yield "goodput (requests/s)", interval(trial.traffic.goodput)
-    if trial.quality is not None:
-        shown = Interval(trial.quality.value, trial.quality.low, trial.quality.high)
-        yield "quality (1 = reference)", interval(shown, digits=4)
+        above = "" if trial.missed_scale is None else f"; misses at {plain(trial.missed_scale)}x"
+        yield f"goodput {SEARCHED}", f"{interval(trial.traffic.goodput)} requests/s{load}{above}"
     if trial.objectives is not None:
-        yield f"{tail_name}, of the offered", seconds(trial.objectives[2])
+        yield f"{tail_name}, {SEARCHED}", f"{seconds(trial.objectives[2])}{load}"
     for name, one in trial.traffic.classes.items() if trial.traffic is not None else ():
-        yield f"SLO attainment, {name}", f"{percent_interval(one.attainment)} of {percent(one.target)}"
+        yield f"SLO attainment, {name}, {SEARCHED}", f"{percent_interval(one.attainment)} of {percent(one.target)}"
     if trial.constraints:
         missed = [name for name, value in trial.constraints.items() if value > 0]
-        yield "missed", ", ".join(missed) or "nothing"
+        yield f"missed {SEARCHED}", ", ".join(missed) or "nothing"
+    if trial.quality is not None:
+        yield "quality (1 = reference)", quality(Interval(trial.quality.value, trial.quality.low, trial.quality.high))
     if trial.reason:
         yield "ended", ": ".join(part for part in (trial.reason, trial.detail) if part)
-    spent = sum(trial.seconds.values())
-    yield "time", f"{number(spent)} s" if spent else NONE
 
 
 def configuration(trial: TrialResult, results: StudyResults) -> str:

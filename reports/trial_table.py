@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from reports.parts import Cell, Table, value, word
+from reports.scenarios import left
 from reports.style import BASELINE, RECOMMENDED
-from reports.text import NONE, knob_value, number, plain, seconds
+from reports.text import NONE, knob_value, number, percent, plain, quality, seconds
 from tuner.results import StudyResults, TrialResult
 from tuner.scoring.metrics import Interval
+from tuner.worth import claim
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One trial. goodput: requests/s. quality: 1 = reference; None where the probes were not asked. tail_latency: s.
+    """One trial, as the search saw it. goodput: requests/s. quality: 1 = reference; None where the probes were not
+    asked. tail_latency: s. time_scale: of the load that the figures are of; missed_scale: the lowest above it that was
+    missed. tightest: the constraint with the least slack; slack: by how much it holds, negative where missed.
 
-    time_scale: of the load that the figures are of; missed_scale: the lowest above it that was missed.
-    tightest: the constraint with the least slack; slack: by how much it holds, negative where missed. spent: seconds.
+    claimed_goodput: requests/s at claimed_time_scale, None where nothing is claimed (worth.claim). spent: seconds.
     """
 
     trial: int
@@ -30,6 +33,9 @@ class Row:
     tail_latency: float | None
     time_scale: float | None
     missed_scale: float | None
+    claimed_goodput: Interval | None
+    claimed_time_scale: float | None
+    claimed_on: str
     tightest: str
     slack: float | None
     knobs: Mapping[str, Any]
@@ -45,6 +51,7 @@ def info(results: StudyResults, recommended: int | None) -> tuple[Row, ...]:
 
 def _row(trial: TrialResult, results: StudyResults, recommended: int | None) -> Row:
     role = BASELINE if trial is results.baseline else ""
+    found = claim(results, trial.number)
     worst = max(trial.constraints.items(), key=lambda item: item[1], default=None)
     return Row(
         trial=trial.number,
@@ -56,6 +63,9 @@ def _row(trial: TrialResult, results: StudyResults, recommended: int | None) -> 
         tail_latency=None if trial.objectives is None else trial.objectives[2],
         time_scale=trial.time_scale,
         missed_scale=trial.missed_scale,
+        claimed_goodput=None if found is None else found.goodput,
+        claimed_time_scale=None if found is None else found.time_scale,
+        claimed_on="" if found is None else found.purpose,
         tightest="" if worst is None else worst[0],
         slack=None if worst is None else -worst[1],
         knobs=trial.knobs,
@@ -68,7 +78,8 @@ def _row(trial: TrialResult, results: StudyResults, recommended: int | None) -> 
 def table(rows: Sequence[Row]) -> Table:
     """The rows as a reader sees them: a column a knob between the figures and the reason."""
     knobs = tuple(dict.fromkeys(name for row in rows for name in row.knobs))
-    head = ("trial", "state", "load", "goodput (requests/s)", "quality", "tail latency", "tightest constraint")
+    head = ("trial", "state", "claimed (requests/s)", "in the search (requests/s)", "load", "tail latency", "quality",
+            "tightest constraint")  # fmt: skip
     cells = [(row.role, (*_measured(row), *(_knob(row, name) for name in knobs), *_ending(row))) for row in rows]
     return Table((*head, *knobs, "reason", "time"), tuple(cells), words=2)
 
@@ -78,12 +89,25 @@ def _measured(row: Row) -> tuple[Cell, ...]:
     return (
         Cell(f"{row.trial} {row.role}".strip(), row.trial, "select"),
         word(row.state + (", on the front" if row.on_front else "")),
-        Cell(NONE, "") if row.time_scale is None else Cell(f"{plain(row.time_scale)}x", row.time_scale),
+        _claimed(row),
         value(number(goodput), goodput),
-        value(number(row.quality, 4), row.quality),
+        Cell(NONE, "") if row.time_scale is None else Cell(f"{plain(row.time_scale)}x", row.time_scale),
         value(seconds(row.tail_latency), row.tail_latency),
-        value(f"{row.tightest} {number(row.slack)}", row.slack),
+        value("" if row.quality is None else quality(row.quality), row.quality),
+        value(_left(row), row.slack),
     )
+
+
+def _left(row: Row) -> str:
+    if row.slack is None:
+        return ""
+    return f"{row.tightest} {percent(left(-row.slack)) if row.tightest.startswith('slo:') else number(row.slack)}"
+
+
+def _claimed(row: Row) -> Cell:
+    if row.claimed_goodput is None or row.claimed_time_scale is None:
+        return Cell(NONE, "")
+    return Cell(f"{number(row.claimed_goodput.value)} at {plain(row.claimed_time_scale)}x", row.claimed_goodput.value)
 
 
 def _knob(row: Row, name: str) -> Cell:

@@ -78,7 +78,7 @@ def moment(row: Row) -> str:
 
 def section(rows: Sequence[Row], recommended: int | None) -> Section:
     """What was found, the last first."""
-    columns = ("verified", "traffic", "trial", "speed", "holds", "goodput (requests/s)", "baseline (requests/s)",
+    columns = ("verified", "traffic", "trial", "load", "holds", "goodput (requests/s)", "baseline (requests/s)",
                "difference (requests/s)", "good, by class", "missed or failed", "doubts")  # fmt: skip
     cells = tuple(("recommended" if row.trial == recommended else "", _cells(row)) for row in reversed(rows))
     about = (
@@ -93,7 +93,7 @@ def _cells(row: Row) -> tuple[Cell, ...]:
     shares = ", ".join(f"{name} {percent(share)}" for name, share in row.attainment.items())
     return (
         Cell(moment(row), row.verified), word(row.traffic, "text"), Cell(str(row.trial), row.trial),
-        Cell(f"{plain(row.time_scale)}x recorded", row.time_scale), verdict(row.holds),
+        Cell(f"{plain(row.time_scale)}x", row.time_scale), verdict(row.holds),
         value(number(row.goodput), row.goodput), value(number(row.baseline), row.baseline),
         value(_difference(row.difference), None if row.difference is None else row.difference.value),
         word(shares or NONE, "text"), word(row.failure or ", ".join(row.missed), "text"),

@@ -70,7 +70,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "tuner.fairness": ("tuner.capacity", "tuner.serving.testbed", SCORING, TRAFFIC),
     "tuner.worth": ("tuner.finals", "tuner.ladder", "tuner.proposals", "tuner.results", SCORING),
-    "tuner.reasons": ("tuner.results", "tuner.worth", SCORING),
+    "tuner.reasons": ("tuner.finals", "tuner.results", "tuner.worth", SCORING),
     "tuner.alternatives": ("tuner.results", "tuner.scored", "tuner.worth", "tuner.pareto", "tuner.serving.adapters"),
     "tuner.recommend": (
         "tuner.alternatives",
@@ -106,7 +106,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "tuner.study_file": ("tuner.traffic.trace",),
     "tuner.doctor": ("tuner.environment", "engine.memory"),
     "tuner.standing": (
-        "tuner.recommend",
         "tuner.search",
         "tuner.results",
         "tuner.resume",
@@ -114,6 +113,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "tuner.stopping",
         "tuner.store",
         "tuner.stored",
+        "tuner.validation",
     ),
     # The engine's scheduler on a virtual clock, in this process: see docs/architecture.md.
     "tuner.simulation": (
@@ -210,6 +210,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "tuner.results",
         "tuner.scored",
         "tuner.alternatives",
+        "tuner.reasons",
         "tuner.recommend",
         "tuner.worth",
         "tuner.finals",

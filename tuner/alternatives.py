@@ -66,14 +66,13 @@ def alternatives(
 
 def as_dict(one: Alternative) -> dict[str, Any]:
     """For a script: seconds, bytes, requests/s."""
-    _, quality, tail = _objectives(one.trial)
     return {
         "trial": one.trial.number,
         "labels": list(one.labels),
         "goodput": asdict(one.worth.goodput),
         "time_scale": one.worth.time_scale,
-        "quality": quality,
-        "tail_latency": tail,
+        "quality": _objectives(one.trial)[1],
+        "tail_latency": one.worth.tail_latency,
         "memory": None if one.memory is None else asdict(one.memory) | {"total": one.memory.total},
         "tested": one.tested,
         "knobs": dict(one.trial.knobs),
@@ -94,7 +93,7 @@ def _labelled(
 
     found: dict[Label, TrialResult] = {
         "best quality": best(lambda trial: (-_shown_quality(trial),)),
-        "lowest latency": best(lambda trial: (_objectives(trial)[2],)),
+        "lowest latency": best(lambda trial: (worth[trial.number].tail_latency,)),
     }
     if (bent := _knee(pool, worth)) is not None:
         found["knee"] = bent

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.alternatives import Alternative
-from tuner.recommend import AS_SEARCHED, AT_RECORDED_RATE, Gain, Recommendation
+from tuner.recommend import AT_ITS_LOAD, AT_RECORDED_RATE, Gain, Recommendation
 from tuner.scoring.doubts import Doubt
 from tuner.scoring.fairness import HEAD_OF_LINE_GATE, JAIN_GATE
 from tuner.scoring.metrics import ClassMetrics, TrafficMetrics
@@ -146,7 +146,7 @@ def _alternatives_table(found: Sequence[Alternative]) -> Table:
         table.add_column(heading, justify="left" if heading == "alternative" else "right")
     for place, one in enumerate(found):
         assert one.trial.objectives is not None
-        _, quality, tail = one.trial.objectives
+        quality, tail = one.trial.objectives[1], one.worth.tail_latency
         goodput, taken = one.worth.goodput, one.memory
         table.add_row(
             ", ".join(one.labels if place else ("recommended", *one.labels)), str(one.trial.number),
@@ -261,7 +261,7 @@ def _gain_table(gains: Iterable[Gain], last: str) -> Table:
     for heading in ("baseline", last):
         table.add_column(heading, justify="right")
     for gain in gains:
-        metric = gain.name.removesuffix(AT_RECORDED_RATE).removesuffix(AS_SEARCHED)
+        metric = gain.name.removesuffix(AT_RECORDED_RATE).removesuffix(AT_ITS_LOAD)
         if gain.name in ("load", "quality") or gain.name.startswith("goodput") or metric.endswith(SHOWN_METRICS):
             unit = f" ({gain.unit})" if gain.unit else ""
             table.add_row(f"{gain.name}{unit}", *_gain_cells(gain))
@@ -269,7 +269,7 @@ def _gain_table(gains: Iterable[Gain], last: str) -> Table:
 
 
 def _gain_cells(gain: Gain) -> tuple[str, str]:
-    digits = 2 if gain.name.startswith(("goodput", "load")) else 4
+    digits = 2 if gain.name.startswith("goodput") else 3 if gain.name == "load" else 4
 
     def cell(value: float | None, low_high: tuple[float, float] | None) -> str:
         if value is None:

@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tuner.finals import CONFIDENCE
 from tuner.results import StudyResults, TrialResult, ValidationResult
 from tuner.scoring.metrics import Interval
-from tuner.worth import Proven, holding, replicas
+from tuner.scoring.slo import BADNESS_CAP
+from tuner.worth import AGAIN, Proven, holding, replays_of, replicas, shown
 
 CLIFF = 0.2
 """Share of the requests whose loss, one step or one mishap away, is told as a warning."""
+WINDOWS = {"repeat": "the tuning window", "holdout": "held-out traffic", "recorded_rate": "the tuning window"}
+"""What was replayed for which purpose."""
 NEIGHBOUR = "next to it: "
 """How the names of variations begin that are one step away."""
 
 
 def why(
+    results: StudyResults,
     chosen: TrialResult,
     others: Sequence[TrialResult],
-    baseline: TrialResult,
     worth: Mapping[int, Proven],
     kept: bool,
 ) -> list[str]:
+    """Its constraints as the search measured them, and its rivals."""
     quality, closest = quality_of(chosen), min(chosen.constraints.items(), key=lambda item: (-item[1], item[0]))
+    baseline, searched = results.baseline, chosen.time_scale or results.time_scale
     reasons = [
-        f"It meets all {len(chosen.constraints)} constraints, {closest[0]} most narrowly: by {-closest[1]:.3f}.",
+        f"In the search it met all {len(chosen.constraints)} constraints at {searched:.3g}x the recorded rate, "
+        f"{closest[0]} most narrowly: {_spare(*closest)}.",
         f"Quality {quality.value:.4f} ({quality.low:.4f} to {quality.high:.4f}) of the full-precision reference.",
     ]
     if (needed := replicas(worth[chosen.number].time_scale)) > 1:
         reasons.append(f"It does not hold the recorded rate: {needed} replicas, each with an equal share, should.")
-    if not kept:
+    if not kept and not any((one.trial, one.purpose) == (chosen.number, "ablation") for one in results.validations):
         changed = ", ".join(changes(chosen, baseline))
         reasons.append(f"It differs from the baseline in: {changed or 'nothing'}.")
     tied = [t for t in others if worth[t.number].goodput.high >= worth[chosen.number].goodput.low]
@@ -39,29 +47,79 @@ def why(
     return reasons
 
 
+def _spare(constraint: str, value: float) -> str:
+    """What a constraint that holds has left."""
+    if constraint.startswith("slo:"):
+        return f"{1 - math.exp(value):.0%} of its bounds were to spare"
+    return f"by {-value:.3f}"
+
+
+def missed_by(constraint: str, value: float) -> str:
+    """A constraint that does not hold, and by how much: of an SLO, the deciding latency over its bound; of quality,
+    nats per token or a share of the answers."""
+    if not constraint.startswith("slo:"):
+        return f"{constraint} by {value:.3f}"
+    return f"{constraint} by a factor of " + ("20 or more" if value >= BADNESS_CAP else f"{math.exp(value):.3g}")
+
+
+def measured_again(results: StudyResults, chosen: TrialResult) -> list[str]:
+    """What was replayed after the search at which load, and what of it is claimed: a sentence for each window."""
+    sentences = []
+    for purpose, where in ((purpose, WINDOWS[purpose]) for purpose in AGAIN):
+        if not (found := replays_of(results, chosen.number, purpose)):
+            continue
+        loads = sorted({one.time_scale for one in found})
+        held = {scale: [one.holds for one in found if one.time_scale == scale] for scale in loads}
+        counts = ", ".join(
+            f"{sum(held[at])} of {len(held[at])} replay{'s'[: len(held[at]) - 1]} at {at:.3g}x" for at in loads
+        )
+        sentences.append(f"Measured again on {where} it held {counts}{_concluded(results, chosen.number, purpose)}.")
+    return sentences
+
+
+def _concluded(results: StudyResults, number: int, purpose: str) -> str:
+    one = shown(results, number, purpose)
+    if one is None:
+        return ": no load can be claimed"
+    replayed = {replay.time_scale for replay in replays_of(results, number, purpose)}
+    if one.foretold:
+        itself = "" if one.time_scale in replayed else ", which was not replayed itself,"
+        return f": one more replay at {one.time_scale:.3g}x{itself} would hold with probability {CONFIDENCE:g}"
+    return "" if one.time_scale in replayed else f": the median replay would hold {one.time_scale:.3g}x"
+
+
 def excluded(feasible: Sequence[TrialResult], missed: Mapping[int, str], chosen: TrialResult) -> list[str]:
     numbers = [trial.number for trial in feasible if trial.number in missed and trial.number != chosen.number]
     return [f"Trial {number} {missed[number]}." for number in numbers]
 
 
 def bought(results: StudyResults, chosen: TrialResult, worth: Proven) -> list[str]:
-    """What each change from the baseline buys, from measurements without it: see examination.py."""
-    lines = []
+    """What each change from the baseline buys, from measurements without it: see examination.py. A line for all that
+    buy the same."""
+    lines: dict[str, list[str]] = {}
     for name, validations in _by_window(results, chosen.number, "ablation").items():
         knob = name.removeprefix("without ")
         value, before = _value(chosen.knobs.get(knob)), _value(results.baseline.knobs.get(knob))
         held = max(holding(validations), key=lambda v: v.time_scale, default=None)
-        change = f"{knob} {value} instead of {before}"
         if held is None:
-            lowest = min(v.time_scale for v in validations)
-            lines.append(f"{change}: without it the rest does not hold even {lowest:.3g}x.")
-            continue
+            buys = f"without it the rest does not hold even {min(v.time_scale for v in validations):.3g}x"
         # By load, not by goodput: the worth may be of another window, with other requests.
-        if held.time_scale >= worth.time_scale:
-            lines.append(f"{change}: not needed at this load; the rest holds {held.time_scale:.3g}x without it.")
+        elif held.time_scale >= worth.time_scale:
+            buys = f"not needed at this load; the rest holds {held.time_scale:.3g}x without it"
         else:
-            lines.append(f"{change}: without it {held.traffic.goodput.value:.2f} good/s at {held.time_scale:.3g}x.")
-    return lines
+            buys = f"without it the rest holds no more than {held.time_scale:.3g}x"
+        lines.setdefault(buys, []).append(f"{knob} {value} instead of {before}")
+    return [f"{', '.join(changed)}: {_each(buys, len(changed))}." for buys, changed in lines.items()]
+
+
+def _each(buys: str, changed: int) -> str:
+    return (
+        buys
+        if changed == 1
+        else buys.replace("not needed", "none of them needed by itself").replace(
+            "without it", "without any one of them"
+        )
+    )
 
 
 def cliffs(results: StudyResults, chosen: TrialResult) -> list[str]:
@@ -76,6 +134,7 @@ def cliffs(results: StudyResults, chosen: TrialResult) -> list[str]:
     for name, share in shares.items():
         if name not in steps:
             warning = ", a cliff" if share < 1 - CLIFF else ""
+            name = name.replace("that load", "the claimed load")
             lines.append(f"With {name}: {share:.0%} of the requests are good{warning}.")
     if steps:
         worst = min(steps, key=lambda name: steps[name])

@@ -5,16 +5,16 @@ The rule is RULE, printed with every recommendation; source: the tuner's notes o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tuner.alternatives import Alternative, alternatives
-from tuner.reasons import bought, changes, cliffs, excluded, quality_of, why
+from tuner.reasons import WINDOWS, bought, changes, cliffs, excluded, measured_again, missed_by, quality_of, why
 from tuner.results import StudyResults, TrialResult, ValidationResult
 from tuner.scored import cost_of
 from tuner.scoring.metrics import Interval
 from tuner.serving.measurement import Purpose
-from tuner.worth import Proven, climbs, proven, replays_of, shown
+from tuner.worth import SEARCH, Proven, climbs, proven, replays_of, shown
 
 RULE = (
     "Among the configurations that meet every SLO and quality floor (and held them when measured again, if any did): "
@@ -28,7 +28,7 @@ RULE = (
 )
 MARGIN_STEP = 0.05
 QUALITY_STEP = 0.005
-AT_RECORDED_RATE, AS_SEARCHED = " at the recorded rate", " at its load in the search"
+AT_RECORDED_RATE, AT_ITS_LOAD = " at the recorded rate", " at its load"
 TESTING: tuple[Purpose, ...] = ("recorded_rate", "holdout", "repeat")
 """Purposes of the measurements that test a candidate after the search."""
 
@@ -80,7 +80,8 @@ def recommend(results: StudyResults) -> Recommendation:
     ranked = _ranked(candidates or stood or feasible, results.baseline, worth)
     chosen = results.baseline if kept else ranked[0]
     others = [trial for trial in ranked if trial.number != chosen.number]
-    reasons = [*why(chosen, others, results.baseline, worth, kept), *excluded(feasible, missed, chosen)]
+    reasons = [*why(results, chosen, others, worth, kept), *measured_again(results, chosen)]
+    reasons += excluded(feasible, missed, chosen)
     if not kept:
         reasons += [*bought(results, chosen, worth[chosen.number]), *cliffs(results, chosen)]
     if chosen.number not in validated:
@@ -120,7 +121,7 @@ def instead(results: StudyResults, found: Recommendation, number: int) -> Recomm
 def _objection(results: StudyResults, trial: TrialResult) -> str | None:
     """Why a trial is not to be deployed; None where nothing is known against it."""
     if trial.state != "feasible":
-        missed = ", ".join(f"{name} by {value:.3f}" for name, value in trial.constraints.items() if value > 0)
+        missed = ", ".join(missed_by(name, value) for name, value in trial.constraints.items() if value > 0)
         return f"is {trial.state}: misses {missed}" if missed else f"is {trial.state}"
     return _missed_validations(results).get(trial.number)
 
@@ -185,11 +186,10 @@ def _missed_validations(results: StudyResults) -> dict[int, str]:
         lowest = min(misses, key=lambda one: one.time_scale)
         name, value = max(lowest.constraints.items(), key=lambda item: item[1])
         if value > worst.get(trial, (0.0, ""))[0]:
-            where = f"window {lowest.window!r} at {lowest.time_scale:g}x ({purpose})"
-            worst[trial] = value, f"missed {name} by {value:.3f} on {where}"
+            where = f"{WINDOWS[purpose]} at {lowest.time_scale:.3g}x"
+            worst[trial] = value, f"missed {missed_by(name, value)} on {where}"
     failed = {
-        failure.trial: f"failed ({failure.reason}) on window {failure.window!r} at {failure.time_scale:g}x "
-        f"({failure.purpose})"
+        failure.trial: f"failed ({failure.reason}) on {WINDOWS[failure.purpose]} at {failure.time_scale:.3g}x"
         for failure in results.validation_failures
         if failure.purpose in TESTING
     }
@@ -213,9 +213,11 @@ def _verdict(
         return f"Deploy trial {chosen.number}: {served}; the baseline could not be measured."
     before = worth[baseline.number]
     state = "" if baseline.state == "feasible" and baseline.number not in missed else ", which misses its constraints,"
+    # Of another window than the claim: other requests.
+    searched = " in the search" if before.purpose == SEARCH != found.purpose else ""
     return (
         f"Deploy trial {chosen.number}: {served}, where the baseline{state} serves {before.goodput.value:.2f} "
-        f"at {before.time_scale:.3g}x."
+        f"at {before.time_scale:.3g}x{searched}."
     )
 
 
@@ -233,9 +235,9 @@ def _abstain(results: StudyResults) -> Recommendation:
                 counts[missed] = counts.get(missed, 0) + 1
     return Recommendation(
         trial=None,
-        verdict=f"No recommendation: nothing is feasible; trial {closest.number} comes closest and misses {name} by "
-        f"{value:.3f} ({_meaning(name)}).",
-        reasons=tuple(f"{key} is missed by {n} of {len(measured)} trials." for key, n in sorted(counts.items())),
+        verdict=f"No recommendation: nothing is feasible; trial {closest.number} comes closest and misses "
+        f"{missed_by(name, value)}.",
+        reasons=tuple(_counted(counts, len(measured))),
         gains=_gains(results, closest),
         least_violating=closest,
         binding_constraint=name,
@@ -243,8 +245,11 @@ def _abstain(results: StudyResults) -> Recommendation:
     )
 
 
-def _meaning(constraint: str) -> str:
-    return "ln of latency / bound" if constraint.startswith("slo:") else "nats per token, or share of answers kept"
+def _counted(counts: Mapping[str, int], trials: int) -> Iterator[str]:
+    """How many trials miss which constraints, the most first."""
+    for count in sorted(set(counts.values()), reverse=True):
+        names = sorted(name for name, found in counts.items() if found == count)
+        yield f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} missed by {count} of {trials} trials."
 
 
 def _gains(results: StudyResults, chosen: TrialResult) -> tuple[Gain, ...]:
@@ -264,17 +269,18 @@ def _gains(results: StudyResults, chosen: TrialResult) -> tuple[Gain, ...]:
 
 def _figures(results: StudyResults, trial: TrialResult, recorded: bool) -> dict[str, Interval | float]:
     """goodput, also per device-hour and per unit of currency where the cost is known, the load it is served at, quality
-    and "<class> p95 <metric>" for what was measured: at the recorded rate, or as the search saw it at its own load."""
+    and "<class> p95 <metric>" for what was measured: at the recorded rate, or where the goodput was."""
     figures: dict[str, Interval | float] = {}
     cost = cost_of(results.spec)
-    if trial.traffic is not None:
+    traffic, where = trial.traffic, AT_ITS_LOAD if climbs(results) else ""
+    if traffic is not None:
         found = proven(results, trial)
+        traffic = found.traffic
         figures["goodput"] = found.goodput
         figures |= {} if cost is None else cost.of(found.goodput)
         figures["load"] = found.time_scale
     if trial.quality is not None:
         figures["quality"] = quality_of(trial)
-    traffic, where = trial.traffic, AS_SEARCHED if climbs(results) else ""
     if recorded:
         traffic, where = replays_of(results, trial.number, "recorded_rate")[-1].traffic, AT_RECORDED_RATE
     for name, classed in traffic.classes.items() if traffic is not None else ():

@@ -70,7 +70,7 @@ class ValidationResult:
     """A measurement outside the search: calibration, recorded_rate, holdout or repeat, of one trial's configuration.
 
     trial: number of the trial whose configuration was measured, or in an ablation or a scenario a variation of it; then
-    window says which. created: UTC, ISO 8601.
+    window says which. tail_latency: seconds, see TrialResult.objectives. created: UTC, ISO 8601.
     """
 
     trial: int
@@ -79,6 +79,7 @@ class ValidationResult:
     time_scale: float
     traffic: TrafficMetrics
     constraints: Mapping[str, float]
+    tail_latency: float
     created: str = ""
 
     @property
@@ -270,5 +271,6 @@ def _validations(measured: Sequence[StoredMeasurement], scores: Mapping[int, Sco
         # The calibration precedes every trial and runs the baseline, which is trial 0.
         trial = stored.trial if stored.trial is not None else 0
         where = (measurement.purpose, measurement.window, measurement.time_scale)
-        found.append(ValidationResult(trial, *where, scored.traffic, scored.constraints, stored.created))
+        what = (scored.traffic, scored.constraints, scored.objectives[2])
+        found.append(ValidationResult(trial, *where, *what, stored.created))
     return tuple(found)

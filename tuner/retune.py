@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tuner.recommend import Recommendation
-from tuner.results import StudyResults, TrialResult
+from tuner.results import StudyResults
 from tuner.serving.measurement import ACCEPTED, DRAFTED, share
 from tuner.traffic.profile import (
     TrafficProfile,
@@ -33,7 +33,7 @@ QUERIES, HITS = "prefix_cache_queries", "prefix_cache_hits"
 @dataclass(frozen=True, slots=True)
 class RetuneWhen:
     """What a recommendation was made for. profile: of the tuning window, None in a study that kept none. held_rate:
-    requests/s that it was seen to hold. acceptance: share of guessed tokens accepted, None without speculation. hits:
+    requests/s that it was shown to hold. acceptance: share of guessed tokens accepted, None without speculation. hits:
     share of the prompt tokens found in the prefix cache, None without one."""
 
     trial: int
@@ -61,28 +61,16 @@ def retune_when(results: StudyResults, found: Recommendation) -> RetuneWhen | No
     kept = results.provenance.get("traffic")
     return RetuneWhen(
         trial=trial.number,
-        held_rate=_held_rate(results, trial),
+        held_rate=proven(results, trial).offered_rate,
         profile=None if kept is None else profile_from(kept),
         acceptance=share(trial.engine_metrics, ACCEPTED, DRAFTED),
         hits=share(trial.engine_metrics, HITS, QUERIES),
     )
 
 
-def _held_rate(results: StudyResults, trial: TrialResult) -> float:
-    """Requests/s offered in the replay that the recommendation is worth what it is worth by."""
-    where = proven(results, trial)
-    rates = [
-        v.traffic.offered_rate
-        for v in results.validations
-        if (v.trial, v.window, v.time_scale) == (trial.number, where.window, where.time_scale) and v.holds
-    ]
-    assert trial.traffic is not None, f"trial {trial.number} is recommended without traffic"
-    return rates[0] if rates else trial.traffic.offered_rate
-
-
 def conditions(when: RetuneWhen) -> tuple[str, ...]:
     """Each threshold as a sentence's end: "tune again when …"."""
-    words = [f"the rate stays above {when.held_rate:.3g} requests/s, the most that it was seen to hold"]
+    words = [f"the rate stays above {when.held_rate:.3g} requests/s, the most that it was shown to hold"]
     if (profile := when.profile) is not None:
         for name, counts in (("prompt", profile.prompt), ("output", profile.output)):
             if counts is not None:

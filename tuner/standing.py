@@ -12,7 +12,6 @@ from typing import Literal
 
 import yaml
 
-from tuner.recommend import recommend
 from tuner.results import StudyResults, load_results, search_end
 from tuner.resume import runner_alive
 from tuner.search import searched
@@ -20,6 +19,7 @@ from tuner.spec import parse_spec
 from tuner.stopping import Stop
 from tuner.store import Store
 from tuner.stored import StoredMeasurement
+from tuner.validation import next_turn
 
 Phase = Literal["load", "search", "finalists", "finished", "stopped"]
 TRIAL_PURPOSES = ("baseline", "trial")
@@ -93,11 +93,7 @@ def _phase(results: StudyResults, load_found: bool, left: int, running: bool) ->
         if not load_found:
             return "load"
         return "search" if left > 0 and results.search_end in (None, "interrupted") else "finalists"
-    # The recorded rate is the last that a study measures, of the baseline and of what it recommends.
-    measured = {v.trial for v in results.validations if v.purpose == "recorded_rate"}
-    measured |= {v.trial for v in results.validation_failures if v.purpose == "recorded_rate"}
-    chosen = recommend(results).trial
-    return "finished" if {0, 0 if chosen is None else chosen.number} <= measured else "stopped"
+    return "finished" if next_turn(results) is None else "stopped"
 
 
 def _eta(measured: Sequence[StoredMeasurement], left: int) -> float | None:

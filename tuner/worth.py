@@ -4,38 +4,68 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from tuner import finals
 from tuner.finals import FIRST_REPLAYS, Candidate, claimed, estimates, mostly
 from tuner.ladder import SCALES
 from tuner.proposals import ln_capacities, slope_of
 from tuner.results import StudyResults, TrialResult, ValidationResult
-from tuner.scoring.metrics import Interval
+from tuner.scoring.metrics import Interval, TrafficMetrics
 
 LADDER = tuple(sorted((*SCALES, *(round(math.sqrt(low * high), 3) for low, high in pairwise(SCALES)))))
 """Loads of the finals: the rungs, and one halfway between any two. A climb is quick by whole rungs; a claim that stops
 at them is half a rung too modest on the average."""
 
+SEARCH, AGAIN = "search", ("repeat", "holdout")
+"""What a worth rests on: the search, or replays after it on the tuning window and on the held-out one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """What a configuration is worth: good requests/s at the highest load it holds, that load (times the recorded rate)
-    and the window it was measured on. Of one that was measured again it is the least of the windows."""
+    """What a configuration is worth: good requests/s at the highest load it holds, and that load (times the recorded
+    rate).
+
+    purpose: of the replay that it rests on. replayed_scale: that replay's load, which may be above time_scale: with
+    less load no smaller share of the requests is good, and none takes longer. traffic, tail_latency (seconds, the
+    study's objective): what was measured there. foretold: by finals.claim, not by the replays at this very load.
+    created: when that replay was stored, "" for one of the search.
+    """
 
     goodput: Interval
     time_scale: float
-    window: str
+    purpose: str
+    replayed_scale: float
+    traffic: TrafficMetrics
+    tail_latency: float
+    foretold: bool = False
+    created: str = ""
+
+    @property
+    def offered_rate(self) -> float:
+        """Requests/s that are offered at time_scale."""
+        return self.traffic.offered_rate * self.time_scale / self.replayed_scale
 
 
 def proven(results: StudyResults, trial: TrialResult) -> Proven:
-    """See Proven; of a trial that held on no window again, or never was measured again: what the search measured."""
-    purposes = [purpose for purpose in ("repeat", "holdout") if replays_of(results, trial.number, purpose)]
-    found = [one for purpose in purposes if (one := shown(results, trial.number, purpose)) is not None]
-    if found and len(found) == len(purposes):
-        return min(found, key=lambda one: (one.time_scale, one.goodput.value))
-    assert trial.traffic is not None, f"trial {trial.number} was not measured"
-    return Proven(trial.traffic.goodput, trial.time_scale or results.time_scale, "tune")
+    """See Proven: what is claimed after the search; of a trial without a claim, what the search measured."""
+    if (found := claim(results, trial.number)) is not None:
+        return found
+    assert trial.traffic is not None and trial.objectives is not None, f"trial {trial.number} was not measured"
+    scale = trial.time_scale or results.time_scale
+    return Proven(trial.traffic.goodput, scale, SEARCH, scale, trial.traffic, trial.objectives[2])
+
+
+def claim(results: StudyResults, number: int) -> Proven | None:
+    """What may be claimed of a configuration that was measured again: the least of the windows. None of one that was
+    not, or that held on one of them no load."""
+    purposes = [purpose for purpose in AGAIN if replays_of(results, number, purpose)]
+    found = [shown(results, number, purpose) for purpose in purposes]
+    held = [one for one in found if one is not None]
+    if not held or len(held) < len(found):
+        return None
+    return min(held, key=lambda one: (one.time_scale, one.goodput.value))
 
 
 def replicas(time_scale: float) -> int:
@@ -58,7 +88,7 @@ def shown(results: StudyResults, number: int, purpose: str) -> Proven | None:
     if any(one.misses_quality for one in found):
         return None
     if purpose == "repeat" and climbs(results) and len(found) >= FIRST_REPLAYS:
-        return _claim(results, number, found)
+        return _raced(results, number, found)
     kept = holding(found)
     return _at(max(one.time_scale for one in kept), kept) if kept else None
 
@@ -93,7 +123,7 @@ def field(results: StudyResults) -> tuple[list[Candidate], float]:
     ], slope_of(rungs)
 
 
-def _claim(results: StudyResults, number: int, found: Sequence[ValidationResult]) -> Proven | None:
+def _raced(results: StudyResults, number: int, found: Sequence[ValidationResult]) -> Proven | None:
     candidates, slope = field(results)
     replayed = [one for one in candidates if one.replays]
     estimate = dict(zip((one.number for one in replayed), estimates(replayed, slope), strict=True))[number]
@@ -101,14 +131,26 @@ def _claim(results: StudyResults, number: int, found: Sequence[ValidationResult]
     if rung < 0:
         return None
     scale = min(LADDER[rung], max(one.time_scale for one in found))
-    # With less load no smaller share of the requests is good.
     near = _at(min(one.time_scale for one in found if one.time_scale >= scale), found)
     less, goodput = scale / near.time_scale, near.goodput
-    return Proven(Interval(goodput.value * less, goodput.low * less, goodput.high * less), scale, near.window)
+    return replace(
+        near,
+        goodput=Interval(goodput.value * less, goodput.low * less, goodput.high * less),
+        time_scale=scale,
+        foretold=rung <= finals.claim(estimate, LADDER),
+    )
 
 
 def _at(time_scale: float, found: Sequence[ValidationResult]) -> Proven:
     """The median replay at one load."""
     here = sorted((one for one in found if one.time_scale == time_scale), key=lambda one: one.traffic.goodput.value)
     middle = here[math.ceil(len(here) / 2) - 1]
-    return Proven(middle.traffic.goodput, time_scale, middle.window)
+    return Proven(
+        goodput=middle.traffic.goodput,
+        time_scale=time_scale,
+        purpose=middle.purpose,
+        replayed_scale=time_scale,
+        traffic=middle.traffic,
+        tail_latency=middle.tail_latency,
+        created=middle.created,
+    )

@@ -22,7 +22,7 @@ from tuner.serving.config import ServingConfig
 from tuner.spec import StudySpec, parse_spec
 from tuner.stored import Failure, StoredMeasurement, StoredVerification, ValidationFailure
 from tuner.traffic.trace import RequestRecord
-from tuner.worth import Proven
+from tuner.worth import proven
 
 RECOMMENDED = 9
 SLOS = {"chat": {"ttft": 0.5, "tpot": 0.05, "attainment": 0.95}, "documents": {"ttft": 2.0, "attainment": 0.9}}
@@ -127,7 +127,7 @@ def validation(number: int, purpose: str, scale: float, share: float) -> Validat
     measured = traffic(4.0 if purpose == "holdout" else 1.4, 0.4, share)
     constraints = {f"slo:{name}": one.violation for name, one in measured.classes.items()}
     window = "holdout" if purpose == "holdout" else "tune"
-    return ValidationResult(number, purpose, window, scale, measured, constraints)
+    return ValidationResult(number, purpose, window, scale, measured, constraints, 0.4)
 
 
 def varied(purpose: str, name: str, scale: float, share: float) -> ValidationResult:
@@ -187,7 +187,7 @@ def recommendation(results: StudyResults, number: int | None = RECOMMENDED) -> R
         11: ("lowest latency", "lowest memory"),
     }
     others = tuple(
-        Alternative(one, labels[one.number], Proven(one.traffic.goodput, 4.0, "tune"),
+        Alternative(one, labels[one.number], proven(results, one),
                     Memory(7_000_000, 6_000_000, sizes[one.number]), tested=one.number == 9)
         for one in (chosen, *(t for t in results.trials if t.number in labels and t is not chosen))
         if one.traffic is not None and one.number in labels

@@ -80,7 +80,7 @@ def test_report_draws_without_a_word_or_a_request(report: Visit) -> None:
     assert len(places) > 18 and all(place.query_selector("svg.main-svg") for place in places)
     for name in ("pareto", "tail"):
         points = report.page.query_selector_all(f"#plot-{name} .points path.point")
-        assert len(points) == 12 + 2, "one marker a measured trial, and two rings"
+        assert len(points) == 12 + 1 + 2, "one marker a measured trial, what the search saw of one, and two rings"
     buttons = [one.get_attribute("data-title") for one in report.page.query_selector_all("#plot-pareto .modebar-btn")]
     assert buttons and not [title for title in buttons if title and "Share" in title]
 
@@ -142,7 +142,7 @@ def test_configurations_are_copied_as_yaml(report: Visit) -> None:
 
 
 def test_headings_sort_the_trials(report: Visit) -> None:
-    heading = report.page.locator("#trials table.sortable thead th", has_text="goodput")
+    heading = report.page.locator("#trials table.sortable thead th", has_text="in the search (requests")
     first = report.page.locator("#trials table.sortable tbody tr").first
     heading.click()
     assert first.inner_text().startswith("1\t"), "least goodput first"

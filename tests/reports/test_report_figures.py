@@ -6,12 +6,13 @@ import math
 from dataclasses import replace
 
 import pytest
-from hand_made_study import RECOMMENDED, evidence, recommendation, spec, study
+from hand_made_study import RECOMMENDED, evidence, recommendation, spec, stored, study, traffic
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
 from reports import (
+    alternatives,
     assurance,
     comparison,
     doubts,
@@ -28,17 +29,23 @@ from reports import (
     study_history,
     text,
     timeline,
+    trial_cards,
     verifications,
 )
 from reports import trial_table as trials
 from reports.comparison import shown, shown_change
-from reports.evidence import OF_TRIALS
+from reports.evidence import NOTHING, OF_TRIALS
 from reports.page import load_in_words, tail_name
-from reports.parts import Table
+from reports.parts import Figure, Table
+from reports.sections import front
+from reports.tables import tables
 from tests.fakes import cases
+from tuner.recommend import recommend
 from tuner.results import StudyResults
+from tuner.retune import retune_when
 from tuner.scoring.metrics import Interval
-from tuner.stored import ValidationFailure
+from tuner.stored import StoredMeasurement, ValidationFailure
+from tuner.worth import LADDER, claim
 
 
 def test_pareto_rows_are_the_measured_trials(results: StudyResults) -> None:
@@ -50,6 +57,77 @@ def test_pareto_rows_are_the_measured_trials(results: StudyResults) -> None:
     assert best.knobs["kv_cache_dtype"] == "int8"
 
 
+def test_what_was_measured_again_stands_at_what_is_claimed_wherever_it_is_told() -> None:
+    """The claim lies half a rung below the one that was replayed."""
+    raced, rung = between_rungs()
+    found, (searched, claimed) = recommend(raced), (raced.trials[RECOMMENDED], claim(raced, RECOMMENDED))
+    assert found.trial is searched and claimed is not None and claimed.time_scale < claimed.replayed_scale == rung
+    assert claimed.goodput.value == pytest.approx(5.0 * claimed.time_scale / rung) and claimed.tail_latency == 0.4
+    assert f"Deploy trial 9: {claimed.goodput.value:.2f} good requests/s" in found.verdict
+    row = next(row for row in pareto_front.info(raced, RECOMMENDED) if row.trial == RECOMMENDED)
+    assert row.at == {"goodput": claimed.goodput.value, "quality": 0.9985, "tail_latency": 0.4}
+    assert row.searched_at == {"goodput": 5.6, "quality": 0.9985, "tail_latency": 0.36}
+    for against, plane in pareto_front.plot([row], "p95 TTFT, chat").items():
+        drawn = {trace.name: (*trace.x, *trace.y) for trace in plane.data if trace.customdata is not None}
+        assert drawn["recommended"] == pytest.approx((row.at["goodput"], row.at[against]), rel=1e-5)
+        assert drawn["in the search"] == pytest.approx((5.6, row.searched_at[against]), rel=1e-5)
+    (plot, *_) = front([row], "p95 TTFT, chat", 6).parts
+    told = text.number(claimed.goodput.value)
+    assert isinstance(plot, Figure) and f"recommended {told}, in the search 5.60 requests/s" in plot.label
+    card = next(one for one in trial_cards.info(raced, found, "p95 TTFT, chat")["cards"] if one["trial"] == RECOMMENDED)
+    figures, load = dict(card["figures"]), text.plain(claimed.time_scale)
+    assert figures["goodput claimed"] == f"{text.interval(claimed.goodput)} requests/s at {load}x, tuning window again"
+    assert figures["goodput in the search"].startswith("5.60 [5.38, 5.77] requests/s at 4x")
+    assert figures["p95 TTFT, chat, claimed"] == f"400 ms at {text.plain(rung)}x"
+    assert card["at"]["goodput"] == pytest.approx(claimed.goodput.value, rel=1e-5)
+    (_, cells) = trials.table(trials.info(raced, RECOMMENDED)).rows[RECOMMENDED]
+    assert [cell.text for cell in cells[2:5]] == [f"{told} at {load}x", "5.60", "4x"]
+    csv = tables(raced, found, NOTHING)
+    for name in ("pareto_front", "trials"):
+        line = csv[name].set_index("trial").loc[RECOMMENDED]
+        assert (line["claimed_goodput"], line["goodput"]) == (claimed.goodput.value, 5.6)
+    assert next(r for r in alternatives.info(found)).goodput == claimed.goodput
+    assert next(r for r in comparison.info(found) if r.metric == "goodput").recommended == claimed.goodput
+
+
+def test_a_claim_says_what_was_replayed_at_which_load() -> None:
+    raced, rung = between_rungs()
+    found, held = recommend(raced), claim(raced, RECOMMENDED)
+    assert held is not None
+    sentence = (
+        f"Measured again on the tuning window it held 2 of 3 replays at {rung:.3g}x: one more replay at "
+        f"{held.time_scale:.3g}x, which was not replayed itself, would hold with probability 0.95."
+    )
+    assert sentence in found.reasons
+    again = assurance.info(raced, found)[1]
+    assert (again.answer, again.holds) == (f"held {held.time_scale:.3g}x", True)
+    assert again.detail == f"{sentence} The search saw it hold 4x."
+    when = retune_when(raced, found)
+    assert when is not None and when.held_rate == pytest.approx(6.1 * held.time_scale / rung)
+
+
+def raced_at(rung: float) -> StoredMeasurement:
+    """What between_rungs() rests on, raw."""
+    return replace(stored(study(), RECOMMENDED, "repeat", rung, 20), created=MEDIAN)
+
+
+MEDIAN = "2026-11-21T12:20:30.000+00:00"
+"""When the median of the replays between_rungs() was stored."""
+
+
+def between_rungs() -> tuple[StudyResults, float]:
+    """The recommended trial was replayed three times at one rung, and held it twice; what it may claim is half a rung
+    lower. And that rung."""
+    rung, like = LADDER[LADDER.index(4.046)], study().validations[3]
+    again = tuple(
+        replace(like, purpose="repeat", window="tune", time_scale=rung, constraints={"slo:chat": value},
+                traffic=traffic(goodput, 0.4, 0.96), created=created)
+        for goodput, value, created in ((5.1, -0.35, "first"), (5.0, -0.3, MEDIAN), (4.9, 0.01, "last"))
+    )  # fmt: skip
+    climbed = [replace(t, rungs=((4.0, -0.1), (4.6, 0.1))) if t.number == RECOMMENDED else t for t in study().trials]
+    return study(trials=tuple(climbed), validations=again), rung
+
+
 def test_pareto_marks_a_recommended_baseline_as_recommended(results: StudyResults) -> None:
     rows = pareto_front.info(results, 0)
     assert [row.trial for row in rows if row.role == "recommended"] == [0]
@@ -59,9 +137,10 @@ def test_pareto_marks_a_recommended_baseline_as_recommended(results: StudyResult
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6), st.booleans()), max_size=12))
 def test_staircase_is_the_feasible_points_that_nothing_beats(points: list[tuple[int, int, bool]]) -> None:
     rows = [
-        pareto_front.Row(i, "feasible" if ok else "infeasible", "", float(x), float(y), 0.1, False, {})
+        pareto_front.Row(i, "feasible" if ok else "infeasible", "", float(x), float(y), 0.1, 1.0, None, None, "", None,
+                         False, {})
         for i, (x, y, ok) in enumerate(points)
-    ]
+    ]  # fmt: skip
     feasible = {(x, y) for x, y, ok in points if ok}
     unbeaten = [p for p in feasible if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in feasible)]
     assert list(pareto_front.staircase(rows)) == sorted(unbeaten)
@@ -73,7 +152,11 @@ def test_figure_tells_states_apart_by_symbol_and_colour(results: StudyResults) -
     for plane in pareto_front.plot(pareto_front.info(results, RECOMMENDED), "p95 TTFT, chat").values():
         drawn = [trace for trace in plane.data if trace.marker.symbol and trace.name != "selected"]
         looks = {trace.name: (trace.marker.symbol, trace.marker.color) for trace in drawn}
-        assert len({symbol for symbol, _ in looks.values()}) == len(looks) == 5
+        (searched,) = [trace for trace in drawn if trace.name == "in the search"]
+        assert list(searched.customdata) == [9] and len(looks) == 6
+        drawn.remove(searched)
+        del looks["in the search"]
+        assert len({symbol for symbol, _ in looks.values()}) == 5
         assert looks["feasible"][1] != looks["infeasible"][1]
         assert sorted(number for t in drawn for number in t.customdata) == [
             0, 1, 3, 4, 5, 6, 8, 9, 10, 11, 13, 14
@@ -82,7 +165,7 @@ def test_figure_tells_states_apart_by_symbol_and_colour(results: StudyResults) -
 
 def test_slo_rows_by_group_condition_and_role(results: StudyResults) -> None:
     rows = slo_compliance.info(results, RECOMMENDED)
-    conditions = ["as searched", "held-out traffic", "recorded rate"]
+    conditions = ["in the search", "held-out traffic", "recorded rate"]
     expected = [(g, c, w, r) for g in ("class", "tenant") for c in ("chat", "documents") for w in conditions
                 for r in ("baseline", "recommended")]  # fmt: skip
     assert [(row.group, row.name, row.condition, row.role) for row in rows] == expected
@@ -119,10 +202,11 @@ def test_the_highest_load_held_decides(
 ) -> None:
     like = results.validations[3]
     again = tuple(replace(like, time_scale=scale, constraints={"slo:chat": value}) for scale, value in tried)
-    (row,) = [
-        r for r in scenarios.decided(scenarios.info(study(validations=again), RECOMMENDED)) if r.scenario == "holdout"
-    ]
-    assert (row.time_scale, row.holds) == (load, holds)
+    decided = scenarios.decided(scenarios.info(study(validations=again), RECOMMENDED))
+    (found,) = [one for one in decided if one.row.scenario == "holdout"]
+    assert (found.row.time_scale, found.holds) == (load, holds)
+    at = [value <= 0 for scale, value in tried if scale == load]
+    assert found.told == (f"{sum(at)} of {len(at)}" if len(at) > 1 else "yes" if holds else "no")
 
 
 def test_scenarios_hold_every_validation_and_every_failure(results: StudyResults) -> None:
@@ -162,11 +246,11 @@ def test_a_change_is_worth_what_the_rest_holds_without_it(results: StudyResults)
 def test_how_sure_says_what_was_proven(results: StudyResults) -> None:
     rows = assurance.info(results, recommendation(results))
     assert [(row.answer, row.holds) for row in rows] == [
-        ("> 99 % likely", True), ("2 of 2 times", True), ("0 of 2 classes", False), ("1 doubt", False),
+        ("> 99 % likely", True), ("held 4x", True), ("0 of 2 classes", False), ("1 doubt", False),
     ]  # fmt: skip
     assert assurance.sentence(rows) == (
-        "How sure: > 99 % likely to serve more than the baseline; measured again it held 2 of 2 times; SLOs proven at "
-        "95 % for 0 of 2 classes; 1 doubt about its measurement."
+        "How sure: > 99 % likely to serve more than the baseline; measured again it held 4x; SLOs proven at 95 % for 0 "
+        "of 2 classes; 1 doubt about its trial in the search."
     )
     untested = assurance.info(study(validations=()), recommendation(results))
     assert "not measured again" in assurance.sentence(untested)
@@ -211,6 +295,11 @@ def test_latencies_are_those_at_the_recorded_rate_where_both_were_measured_there
     raw = evidence(results)
     searched = replace(raw, measured=tuple(one for one in raw.measured if one.measurement.purpose in OF_TRIALS))
     assert {row.time_scale for row in latency_distribution.info(results, RECOMMENDED, searched)} == {4.0}
+    raced, rung = between_rungs()
+    rows = latency_distribution.info(
+        raced, RECOMMENDED, replace(searched, measured=(*searched.measured, raced_at(rung)))
+    )
+    assert {(row.role, row.time_scale) for row in rows} == {("baseline", 4.0), ("recommended", rung)}, "where it rests"
 
 
 @given(st.lists(st.floats(0, 1e3), max_size=400), st.integers(0, 5))
@@ -338,7 +427,7 @@ def test_trial_table_has_every_trial_and_sorts_by_numbers(results: StudyResults)
     assert (by_name["tail latency"].text, by_name["tail latency"].key) == ("360 ms", 0.36)
     failed = dict(zip(table.columns, table.rows[2][1], strict=True))
     assert failed["reason"].text == "out_of_memory: the engine ended with out_of_memory"
-    assert failed["goodput (requests/s)"].text == "–"
+    assert failed["in the search (requests/s)"].text == failed["claimed (requests/s)"].text == "–"
 
 
 def test_comparison_shows_both_with_change(results: StudyResults) -> None:
@@ -354,7 +443,9 @@ def test_comparison_shows_both_with_change(results: StudyResults) -> None:
 
 
 def test_load_is_told_in_words(results: StudyResults) -> None:
-    assert "at 4 times its recorded pace, the highest load found that the baseline holds" in load_in_words(results)
+    assert "at 4 times its recorded pace, which the baseline misses" in load_in_words(results)
+    held = study(time_scale=2.0)
+    assert "at 2 times its recorded pace, the highest load found that the baseline holds" in load_in_words(held)
     fixed = spec(traffic={"trace": "t", "time_scale": 1.0})
     assert load_in_words(study(spec=fixed, time_scale=1.0)) == (
         "Trials replayed the recorded window at its recorded pace, the load that the study file gives."

@@ -15,8 +15,11 @@ from typer.testing import CliRunner, Result
 
 from tests.tuner.builders import answered, forced, measurement
 from tuner.cli.__main__ import app
+from tuner.results import load_results
 from tuner.spec import parse_spec
+from tuner.standing import standing
 from tuner.store import Store
+from tuner.validation import next_turn
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = tuple(forced(f"f{i}", [-0.5, -0.5]) for i in range(10))
@@ -91,13 +94,16 @@ def test_status_of_a_running_study(run: Path) -> None:
 
 
 def test_a_study_is_finished_once_its_last_measurement_is_there(run: Path) -> None:
-    for number, phase in ((0, "stopped"), (1, "finished")):  # the baseline, then what is recommended
-        with Store(run / "study.db") as store:
-            records = [answered(0.5, name=f"c{i}") for i in range(20)]
-            measured = measurement(records=records, probes=REFERENCE, purpose="recorded_rate", time_scale=1.0)
-            store.save_measurement("s", number, measured)
-        (found,) = json.loads(_invoke("status", run, "--json").stdout)
-        assert found["phase"] == phase
+    records, asked = [answered(0.5, name=f"c{i}") for i in range(20)], []
+    with Store(run / "study.db") as store:
+        while (turn := next_turn(load_results(store, "s"))) is not None:
+            assert standing(store, "s").phase == "stopped"
+            measured = measurement(records=records, probes=REFERENCE, purpose=turn.purpose, time_scale=turn.time_scale)
+            store.save_measurement("s", turn.trial, measured)
+            asked.append((turn.trial, turn.purpose))
+    assert asked[-2:] == [(0, "recorded_rate"), (1, "recorded_rate")], "the baseline, then what is recommended"
+    (found,) = json.loads(_invoke("status", run, "--json").stdout)
+    assert found["phase"] == "finished"
 
 
 def test_a_study_before_its_first_trial(tmp_path: Path) -> None:

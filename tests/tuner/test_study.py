@@ -305,7 +305,7 @@ def test_a_baseline_below_the_recorded_rate_is_measured_at_what_it_holds(tmp_pat
     assert results.baseline.state == "feasible" and best.deployable
     assert "at 1x the recorded rate, where the baseline serves 7.05 at 0.705x" in best.verdict
     ttft = next(gain for gain in best.gains if gain.name.startswith("chat p95 ttft"))
-    assert ttft.name.endswith("at its load in the search") and ttft.baseline and ttft.recommended
+    assert ttft.name.endswith("at its load") and ttft.baseline and ttft.recommended
     assert not any("replicas" in reason for reason in best.reasons)
 
 

@@ -21,6 +21,7 @@ from tuner.serving.config import ServingConfig
 from tuner.serving.measurement import Measurement
 from tuner.serving.testbed import Load
 from tuner.spec import StudySpec
+from tuner.standing import standing
 from tuner.store import Store
 from tuner.study import run_study
 from tuner.validation import REPLAYS_EACH, next_turn
@@ -129,6 +130,14 @@ def test_one_slow_replay_of_three_costs_no_finalist_its_place(tmp_path: Path, st
     found = recommend(results)
     assert number in held(results) and found.deployable
     assert found.trial is not None and found.trial.number == number
+
+
+def test_a_study_of_which_nothing_holds_the_recorded_rate_is_finished_too(tmp_path: Path, store: Store) -> None:
+    testbed = run(spec_of(tmp_path), store, lambda seqs, purpose, scale, times: 7)
+    found = recommend(load_results(store, "fake")).trial
+    assert found is not None and proven(load_results(store, "fake"), found).time_scale < 1
+    assert not [call for call in testbed.calls if call.purpose == "recorded_rate"]
+    assert standing(store, "fake").phase == "finished"
 
 
 @pytest.mark.parametrize("after", [1, 4, 8])

@@ -91,7 +91,7 @@ def _rate(held: float, prefix: str) -> dict[str, Any]:
     arrived = f"sum(rate({prefix}:request_success_total[10m]))"
     if prefix == ENGINES["engine"]:
         arrived += f" + (sum(rate({prefix}:request_refused_total[10m])) or vector(0))"
-    summary = f"Requests arrive faster than the {held:.4g}/s that the configuration was seen to hold."
+    summary = f"Requests arrive faster than the {held:.4g}/s that the configuration was shown to hold."
     return _alert("Rate", f"{arrived} > {held:.6g}", summary, "10m")
 
 

@@ -9,10 +9,13 @@ _DONE = b"[DONE]"
 
 
 class Delta(msgspec.Struct, gc=False):
-    """Chat streams: what was added. reasoning_content: vLLM's and DeepSeek's name for tokens before the answer."""
+    """Chat streams: what was added. reasoning: vLLM's name for tokens before the answer; reasoning_content: what vLLM
+    called them in 2025, as DeepSeek, SGLang and llama.cpp do. tool_calls: parts of calls, which nobody reads."""
 
     content: str | None = None
+    reasoning: str | None = None
     reasoning_content: str | None = None
+    tool_calls: list[msgspec.Raw] | None = None
 
 
 class Choice(msgspec.Struct, gc=False):
@@ -32,13 +35,13 @@ class Choice(msgspec.Struct, gc=False):
 
     @property
     def reasoning(self) -> str:
-        """The reasoning of a chat delta."""
-        return (self.delta.reasoning_content if self.delta is not None else None) or ""
+        """The reasoning of a chat delta; a server that fills both names says the same in both."""
+        return "" if self.delta is None else self.delta.reasoning or self.delta.reasoning_content or ""
 
     @property
     def carries_token(self) -> bool:
-        """Whether any text, reasoning included, is there."""
-        return bool(self.content or self.reasoning)
+        """Whether any text, reasoning included, or a part of a tool call is there."""
+        return bool(self.content or self.reasoning or (self.delta is not None and self.delta.tool_calls))
 
 
 class Usage(msgspec.Struct, gc=False):

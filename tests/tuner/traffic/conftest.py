@@ -15,8 +15,9 @@ from aiohttp import web
 @dataclass
 class Script:
     """How to answer one request. tokens None: as many as max_tokens. first_delay, token_delay: seconds, so that token
-    i leaves at first_delay + i token_delay. cut_after: the connection breaks after so many chunks. wait: awaited
-    before the first token. raw: body sent instead of everything else."""
+    i leaves at first_delay + i token_delay. first_delta: of a chat stream, instead of the first token's. cut_after: the
+    connection breaks after so many chunks. wait: awaited before the first token. raw: body sent instead of everything
+    else."""
 
     status: int = 200
     tokens: int | None = None
@@ -27,6 +28,7 @@ class Script:
     cut_after: int | None = None
     first_delay: float = 0.0
     token_delay: float = 0.0
+    first_delta: dict[str, Any] | None = None
     raw: bytes | None = None
     wait: Callable[[], Awaitable[Any]] | None = None
     between: Callable[[int], Awaitable[Any]] | None = None
@@ -137,6 +139,8 @@ class FakeServer:
             if body.get("return_token_ids"):
                 choice["choices"][0]["token_ids"] = piece
             events.append(choice)
+        if script.first_delta is not None:
+            events[0]["choices"][0]["delta"] = script.first_delta
         if script.finish:
             events.append(self.chunk("", "length", chat))
         if script.usage and body.get("stream_options", {}).get("include_usage"):

@@ -108,6 +108,23 @@ async def test_more_chunks_than_tokens_keep_first_and_last_stamp(server: Any, sc
     assert (len(record.token_times), record.output_tokens, record.finish_reason) == (2, 2, "stop")
 
 
+DELTAS = [
+    # (the case, keys of the first delta; the second is the answer, 0.05 s later)
+    ("reasoning as vLLM calls it", {"reasoning": "hm"}),
+    ("reasoning as vLLM called it", {"reasoning_content": "hm"}),
+    ("both names", {"reasoning": "hm", "reasoning_content": "hm"}),
+]
+
+
+@pytest.mark.parametrize("delta", [row[1] for row in DELTAS], ids=[row[0] for row in DELTAS])
+async def test_the_first_token_may_be_one_of_reasoning(server: Any, script: Any, delta: dict[str, str]) -> None:
+    """A model that thinks for a minute has not made its user wait for a minute."""
+    server.script = lambda body: script(token_delay=0.05, first_delta=delta)
+    record = await sent(server.url, endpoint="chat", prompt=({"role": "user", "content": "hi"},), max_tokens=2)
+    assert (record.error, len(record.token_times), record.output_tokens) == (None, 2, 2)
+    assert record.token_times[1] - record.token_times[0] >= 0.04
+
+
 FAILURES = [
     ("server error", {"status": 500}, {}, "http_5xx", 0),
     ("overloaded", {"status": 503}, {}, "http_5xx", 0),

@@ -160,6 +160,16 @@ async def test_what_cannot_be_recorded_is_counted_and_recording_goes_on(
     assert "tide" not in caplog.text
 
 
+async def test_parts_of_a_tool_call_count_where_no_usage_tells(server: Any, script: Any, tmp_path: Path) -> None:
+    call = {"tool_calls": [{"index": 0, "function": {"arguments": "{"}}]}
+    server.script = lambda body: script(first_delta=call)
+    async with proxied(server.url, tmp_path / "trace.jsonl") as proxy:
+        await post(proxy.url, {**CHAT, "stream": True}, "/v1/chat/completions")
+    (recorded,) = load_trace(tmp_path / "trace.jsonl").requests
+    assert (recorded.output_tokens, recorded.output_tokens_estimated) == (5, True)
+    assert recorded.reference == WORDS.removeprefix("w0 ")
+
+
 async def test_arrivals_count_from_the_first_request_and_late_ends_are_sorted(
     server: Any, script: Any, tmp_path: Path
 ) -> None:

@@ -42,12 +42,19 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """holds: every floor is proven; lost: some slice missed one for certain; undecided: more probes are needed."""
+        """holds: every floor is proven; lost: some slice missed one for certain; undecided: more probes are needed, or
+        servers that tell the log-probabilities of the forced ones."""
         if self.score is None:
             return "undecided"
         if self.score.hopeless or not all(domain.lossless for domain in self.speculation):
             return "lost"
-        return "holds" if all(part.violation <= 0 for part in self.score.slices) else "undecided"
+        proven = all(part.violation <= 0 for part in self.score.slices)
+        return "holds" if proven and not self.forced_unread else "undecided"
+
+    @property
+    def forced_unread(self) -> bool:
+        """There are forced probes, and no floor of theirs was measured: only their greedy answers were compared."""
+        return self.forced_path == "none" and bool(self.agreement)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -127,9 +134,12 @@ def print_comparison(found: Comparison) -> None:
         console.print(_speculation(found.speculation))
     if found.score is not None:
         score = found.score
-        console.print(f"quality of B relative to A: {score.value:.4f} ({score.low:.4f} to {score.high:.4f})")
+        what = "recall" if found.forced_unread else "quality"
+        console.print(f"{what} of B relative to A: {score.value:.4f} ({score.low:.4f} to {score.high:.4f})")
     if found.forced_path == "prefill":
         console.print("forced tokens were read by prefill (prompt_logprobs): faults of the stored cache may not show")
+    if found.forced_unread:
+        console.print("forced probes prove no floor: A or B offers no prompt_logprobs, so only answers were compared")
     console.print(f"verdict: {found.verdict}")
     if found.probes_needed is not None:
         console.print(f"forced probes a slice needed to acquit in 80 of 100 tests: {found.probes_needed}")

@@ -101,7 +101,7 @@ def compare(a: Server, b: Server, probes: Path, *options: str) -> Any:
             ("the same", Server(True), "holds", "prefill"),
             ("likelihood lost", Server(True, loss=0.1), "lost", "prefill"),
             ("forgets", Server(True, forgets=True), "lost", "prefill"),
-            ("no prompt_logprobs, recall kept", Server(False), "holds", "none"),
+            ("no prompt_logprobs, recall kept: half of the probes prove nothing", Server(False), "undecided", "none"),
             ("no prompt_logprobs, forgets", Server(False, forgets=True), "lost", "none"),
         ]
     ),
@@ -120,6 +120,12 @@ def test_tables_name_what_was_measured_and_how_sure_it_is(probes: Path) -> None:
     done = compare(Server(True), Server(True, loss=0.001), probes)
     assert done.exit_code == 0, done.output
     assert "faults of the stored cache may not show" in done.output and "verdict: holds" in done.output
+
+
+def test_answers_alone_prove_no_floor_of_a_forced_probe(probes: Path) -> None:
+    done = compare(Server(True), Server(False, word="no"), probes)
+    assert "forced probes prove no floor: A or B offers no prompt_logprobs" in done.output
+    assert "recall of B relative to A: 1.0000" in done.output and "verdict: undecided" in done.output
 
 
 @pytest.mark.parametrize(

@@ -10,18 +10,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import aiohttp
 from pydantic import ValidationError
 
 from engine.config import load_config
 from tuner.capacity import Play
 from tuner.scored import slo_of
 from tuner.scoring.slo import SLO
-from tuner.serving.api import EngineApi
 from tuner.serving.config import ServingConfig
+from tuner.serving.remote import base_url, first_model, replay_remote
 from tuner.serving.testbed import EngineSettings, LiveTestbed, Load
 from tuner.spec import SLOSpec, first_problem
-from tuner.traffic.replay import Replay, Stop, replay
+from tuner.traffic.replay import Replay, Stop
 
 
 @contextmanager
@@ -29,12 +28,14 @@ def server(url: str | None, engine: Path | None, model: str | None = None) -> It
     """What replays loads against a server that runs at `url`, or against the bundled engine, started with this
     configuration file and ended on leaving. model: its name at `url`, default the first that it lists.
 
-    Raises ValueError when neither or both are given and when a server does not say what it serves; ServingError.
+    Raises ValueError when neither or both are given and when a server does not say what it serves; ServingError. What
+    is yielded raises as replay_remote, or as LiveTestbed.measure.
     """
     if (url is None) == (engine is None):
         raise ValueError("--url and --engine: expected one of them")
     if url is not None:
-        yield _remote(url, model or asyncio.run(_first_model(url)))
+        name = model or asyncio.run(first_model("--url", url))
+        yield lambda load, stop: asyncio.run(replay_remote(base_url(url), name, load, stop))
         return
     assert engine is not None
     config = ServingConfig("bundled", load_config(engine).model_dump())
@@ -48,18 +49,6 @@ def server(url: str | None, engine: Path | None, model: str | None = None) -> It
             return Replay(done.records, done.stopped, done.duration)
 
         yield play
-
-
-def _remote(url: str, name: str) -> Play:
-    def play(load: Load, stop: Stop | None) -> Replay:
-        return asyncio.run(
-            replay(
-                load.requests, url, name, time_scale=load.time_scale, drain_timeout=load.drain_timeout, stop=stop,
-                span=load.span,
-            )
-        )  # fmt: skip
-
-    return play
 
 
 def parse_slos(given: Iterable[str], classes: Iterable[str]) -> dict[str, SLO]:
@@ -107,11 +96,3 @@ def parse_window(text: str) -> tuple[float, float]:
     if not separator or not 0 <= window[0] < window[1] < math.inf:
         raise ValueError(f"--window {text}: expected START:END with 0 <= START < END (seconds)")
     return window
-
-
-async def _first_model(url: str) -> str:
-    try:
-        async with EngineApi(url.rstrip("/")) as api:
-            return await api.model_name()
-    except (aiohttp.ClientError, OSError, ValueError, KeyError, IndexError):
-        raise ValueError(f"--url {url}: no list of models at /v1/models; is the server running?") from None

@@ -18,9 +18,9 @@ from tuner.scoring.agreement import Agreement, RecallCell, agreement, probes_nee
 from tuner.scoring.probes import Probe, ProbeRecord, against
 from tuner.scoring.quality import Floor, QualityScore, SliceQuality, quality_score
 from tuner.scoring.speculation import DomainSpeculation
-from tuner.serving.api import EngineApi
 from tuner.serving.config import ServingConfig
 from tuner.serving.http_answers import HttpAnswers, ask_over_http
+from tuner.serving.remote import base_url, first_model
 from tuner.serving.testbed import EngineSettings, LiveTestbed
 from tuner.terminal import output
 
@@ -101,9 +101,7 @@ def compare_servers(
 
 async def _asked(option: str, url: str, model: str | None, probes: Sequence[Probe]) -> HttpAnswers:
     try:
-        async with EngineApi(url.rstrip("/")) as api:
-            name = model or await api.model_name()
-        return await ask_over_http(url, name, probes)
+        return await ask_over_http(base_url(url), model or await first_model(option, url), probes)
     except (aiohttp.ClientError, OSError, KeyError, IndexError) as error:
         raise ValueError(f"{option} {url}: no answer ({type(error).__name__}); is the server running?") from None
 

@@ -47,16 +47,23 @@ def replay(
     from tuner.loadtest import server
     from tuner.scoring.doubts import doubts
     from tuner.scoring.metrics import traffic_metrics
+    from tuner.serving.remote import ServerLost
 
     load, slos = _load(trace, window, time_scale, drain_timeout, slo)
+    lost = None
     with server(url, engine, model) as play:
-        done = play(load, None)
+        try:
+            done = play(load, None)
+        except ServerLost as error:
+            done, lost = error.replay, error
     metrics = traffic_metrics(done.records, slos, done.duration)
     doubted = doubts(done.records, metrics, slos, done.stopped)
     if as_json:
         _print_json(asdict(metrics) | {"doubts": [asdict(doubt) for doubt in doubted]})
     else:
         print_replay(metrics, slos, doubted)
+    if lost is not None:
+        raise lost
 
 
 def capacity(

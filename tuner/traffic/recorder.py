@@ -7,10 +7,8 @@ import collections
 import ipaddress
 import logging
 import os
-import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +21,7 @@ from yarl import URL
 from tuner.traffic.anonymize import Anonymizer, anonymous_header
 from tuner.traffic.connections import IDLE_SECONDS
 from tuner.traffic.exchange import PATHS
+from tuner.traffic.in_flight import InFlight, Stop
 from tuner.traffic.observation import Observation, Unrecordable
 from tuner.traffic.recording_file import RecordingFile
 from tuner.traffic.redaction import Redactor
@@ -41,6 +40,8 @@ HOP_BY_HOP = frozenset(
 MAX_PORT = 65_535
 SHUTDOWN_SECONDS = 5.0
 """Requests in flight may still finish, and be recorded, for this long after the end was asked for."""
+CLOSING_SECONDS = 0.1
+"""For connections that carry nothing any more; aiohttp takes 0 for no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ async def record(
     anonymizer: Anonymizer | None = None,
 ) -> Recording:
     """Serve on host:port (0: any free port) in front of `upstream` until SIGINT, SIGTERM or `stop`, recording to `out`.
+    Requests in flight may then finish, for SHUTDOWN_SECONDS or until a second signal.
 
     out must not exist; it gets mode 0600, for it holds prompts. redactor, anonymizer: applied before anything is
     written, in this order. on_ready is called with the bound URL. Raises ValueError for a bad upstream, an existing
@@ -76,8 +78,9 @@ async def record(
         raise ValueError(f"listen {host}:{port}: expected a port from 0 to {MAX_PORT}")
     if URL(upstream).scheme not in ("http", "https") or not URL(upstream).host:
         raise ValueError(f"upstream: expected http://HOST:PORT, given {upstream!r}")
-    stop = stop or asyncio.Event()
-    with RecordingFile(out) as file, _stopped_by_signals(stop):
+    upstream = upstream.rstrip("/").removesuffix("/v1")  # the base URL of OpenAI's clients; theirs now ends so
+    ending = Stop(stop)
+    with RecordingFile(out) as file, ending.by_signals():
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS)
         timeout = aiohttp.ClientTimeout()
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session:
@@ -85,7 +88,7 @@ async def record(
             try:
                 if (reason := file.append(encode_header(_header(upstream, anonymizer)))) is not None:
                     raise ValueError(f"{out}: cannot be written: {reason}")
-                await _serve(recorder, host, port, on_ready, stop)
+                await _serve(recorder, host, port, on_ready, ending)
             except ValueError:
                 out.unlink()
                 raise
@@ -100,22 +103,24 @@ def _is_loopback(host: str) -> bool:
     return ipaddress.ip_address(address).is_loopback
 
 
-async def _serve(
-    recorder: _Recorder, host: str, port: int, on_ready: Callable[[str], None] | None, stop: asyncio.Event
-) -> None:
+async def _serve(recorder: _Recorder, host: str, port: int, on_ready: Callable[[str], None] | None, stop: Stop) -> None:
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", recorder.handle)
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
+    # A client that leaves must leave the upstream too: it would work on for nobody, as it does not without the proxy.
+    runner = web.AppRunner(application, access_log=None, handler_cancellation=True, shutdown_timeout=CLOSING_SECONDS)
     await runner.setup()
     try:
+        site = web.TCPSite(runner, host, port)
         try:
-            await web.TCPSite(runner, host, port).start()
+            await site.start()
         except OSError as error:
             raise ValueError(f"listen {host}:{port}: {os.strerror(error.errno or 0)}") from None
         if on_ready is not None:
             bound_host, bound_port = runner.addresses[0][:2]
             on_ready(f"http://{bound_host}:{bound_port}")
-        await stop.wait()
+        await stop.asked.wait()
+        await site.stop()
+        await recorder.in_flight.end(SHUTDOWN_SECONDS, stop.forced)
     finally:
         await runner.cleanup()
 
@@ -138,12 +143,16 @@ class _Recorder:
         self._anonymizer = anonymizer
         self._first: float | None = None
         self._seen = 0
+        self.in_flight = InFlight()
         self.written = 0
         self.skipped: collections.Counter[str] = collections.Counter()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Any request: forwarded; observed when it is a completion."""
-        observation = self._observe(request)
+        with self.in_flight.counted():
+            return await self._forward(request, self._observe(request))
+
+    async def _forward(self, request: web.Request, observation: Observation | None) -> web.StreamResponse:
         try:
             answer = await self._session.request(
                 request.method,
@@ -157,6 +166,9 @@ class _Recorder:
             self.skip(observation, f"upstream failed ({type(error).__name__})")
             problem = {"error": {"message": "the upstream server cannot be reached", "type": "bad_gateway"}}
             return web.json_response(problem, status=502)
+        except asyncio.CancelledError:
+            self.skip(observation, self.whose_end)
+            raise
         async with answer:
             return await self._pass_on(request, answer, observation)
 
@@ -194,7 +206,15 @@ class _Recorder:
             await response.write_eof()
         except (aiohttp.ClientError, OSError):
             watched.ends("client went away")
+        except asyncio.CancelledError:
+            watched.ends(self.whose_end)
+            raise
         return response
+
+    @property
+    def whose_end(self) -> str:
+        """Why a request that was cancelled was."""
+        return "recording ended" if self.in_flight.cutting else "client went away"
 
     def skip(self, observation: Observation | None, reason: str) -> None:
         """Count a completion that is not recorded."""
@@ -278,15 +298,3 @@ def _header(upstream: str, anonymizer: Anonymizer | None) -> HeaderLine:
     address = URL(upstream).with_user(None).with_query(None)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return HeaderLine(VERSION, {"source": "tune record", "upstream": str(address), "recorded_at": now})
-
-
-@contextmanager
-def _stopped_by_signals(stop: asyncio.Event) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)

@@ -143,6 +143,71 @@ async def test_client_that_leaves_after_the_last_word_is_recorded(server: Any, s
     assert proxy.recording == Recording(1, {})
 
 
+@asynccontextmanager
+async def silent_upstream() -> AsyncIterator[tuple[str, asyncio.Queue[str]]]:
+    """A server that takes each request and answers nothing; tells when one has come, and when its client has left."""
+    told: asyncio.Queue[str] = asyncio.Queue()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}")
+        told.put_nowait("asked")
+        await reader.read()
+        told.put_nowait("left")
+        writer.close()
+
+    async with await asyncio.start_server(listen, "127.0.0.1", 0) as upstream:
+        yield f"http://127.0.0.1:{upstream.sockets[0].getsockname()[1]}", told
+
+
+async def test_client_that_leaves_before_the_answer_leaves_the_upstream_too(tmp_path: Path) -> None:
+    """Else the engine would work on for nobody, and the recorded server would be a busier one than the real one."""
+    async with (
+        silent_upstream() as (url, told),
+        proxied(url, tmp_path / "trace.jsonl") as proxy,
+        aiohttp.ClientSession() as session,
+    ):
+        body = {"model": "m", "prompt": "tide", "max_tokens": 2}
+        asking = asyncio.create_task(session.post(f"{proxy.url}/v1/completions", json=body))
+        assert await asyncio.wait_for(told.get(), 60) == "asked"
+        asking.cancel()
+        assert await asyncio.wait_for(told.get(), 20) == "left"
+    assert proxy.recording == Recording(0, {"client went away": 1})
+
+
+async def test_what_the_end_cuts_off_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuner.traffic.recorder.SHUTDOWN_SECONDS", 0.1)
+    async with silent_upstream() as (url, told), aiohttp.ClientSession() as session:
+        async with proxied(url, tmp_path / "trace.jsonl") as proxy:
+            body = {"model": "m", "prompt": "tide", "max_tokens": 2, "stream": True}
+            asking = asyncio.create_task(session.post(f"{proxy.url}/v1/completions", json=body))
+            assert await asyncio.wait_for(told.get(), 60) == "asked"
+        with pytest.raises(aiohttp.ClientError):
+            await asking
+    assert proxy.recording == Recording(0, {"recording ended": 1})
+
+
+async def test_a_second_signal_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuner.traffic.recorder.SHUTDOWN_SECONDS", 3600.0)
+    async with silent_upstream() as (url, told), aiohttp.ClientSession() as session:
+        async with proxied(url, tmp_path / "trace.jsonl") as proxy:
+            body = {"model": "m", "prompt": "tide", "max_tokens": 2}
+            asking = asyncio.create_task(session.post(f"{proxy.url}/v1/completions", json=body))
+            assert await asyncio.wait_for(told.get(), 60) == "asked"
+            for _ in range(2):
+                signal.raise_signal(signal.SIGINT)
+                await asyncio.sleep(0.1)
+            assert await asyncio.wait_for(told.get(), 60) == "left"
+        with pytest.raises(aiohttp.ClientError):
+            await asking
+    assert proxy.recording == Recording(0, {"recording ended": 1})
+
+
+async def test_the_base_url_of_openai_clients_will_do_as_upstream(server: Any, tmp_path: Path) -> None:
+    async with proxied(f"{server.url}/v1/", tmp_path / "trace.jsonl") as proxy, client(proxy.url) as user:
+        assert await chat(user, "hi") == "w0 w1 w2 w3 "
+    assert proxy.recording == Recording(1, {})
+
+
 async def test_kill_9_loses_nothing_that_a_client_holds(server: Any, script: Any, tmp_path: Path) -> None:
     """Eight clients at once, killed in the middle, three times; a line that was cut off is left out on loading."""
     server.script = lambda body: script(token_delay=0.0005)

@@ -92,7 +92,7 @@ class StreamOptions(_Body):
 class SamplingRequest(_Body):
     """Fields that completions and chat share. top_k 0 or -1: off. return_token_ids: one chunk a step, with its ids.
 
-    priority: lower runs earlier when scheduling_policy is priority, and nothing otherwise.
+    priority: lower runs earlier when scheduling_policy is priority, and nothing otherwise. seed -1: none, as in vLLM.
     """
 
     model: str | None = None
@@ -104,7 +104,7 @@ class SamplingRequest(_Body):
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     logit_bias: Annotated[dict[int, Bias], BeforeValidator(_token_ids_as_keys)] = Field(default_factory=dict)
-    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    seed: int | None = Field(None, ge=-MAX_SEED - 1, le=MAX_SEED)
     priority: int = Field(0, ge=-(2**31), lt=2**31)
     user: str | None = None
     stop: list[str] = Field(default_factory=list, max_length=16)
@@ -142,7 +142,7 @@ class SamplingRequest(_Body):
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             logit_bias=tuple(self.logit_bias.items()),
-            seed=self.seed,
+            seed=None if self.seed in (None, -1) else self.seed % (MAX_SEED + 1),
             ignore_eos=self.ignore_eos,
             stop_token_ids=() if self.ignore_eos else stop_token_ids,
             logprobs=num_top_logprobs is not None,
@@ -164,6 +164,12 @@ class Message(_Body):
     role: str
     content: str
     name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        """Whoever sends an answer back as it came sends "refusal": null and more of the kind with it."""
+        return {k: v for k, v in value.items() if v not in (None, [])} if isinstance(value, dict) else value
 
     @field_validator("content", mode="before")
     @classmethod

@@ -124,6 +124,21 @@ async def test_chat_streams_what_it_answers_whole(client: AsyncOpenAI, tiny_llam
     assert whole.usage.prompt_tokens == len(whole.prompt_token_ids)
 
 
+async def test_an_answer_may_be_sent_back_as_it_came(client: AsyncOpenAI, tiny_llama: Path) -> None:
+    asked: list[Any] = [{"role": "user", "content": "the server"}]
+    answer = (await client.chat.completions.create(model=tiny_llama.name, messages=asked, max_tokens=3)).choices[0]
+    plain, dumped = {"role": "assistant", "content": answer.message.content}, answer.message.model_dump()
+    assert dumped.keys() > plain.keys(), "the client adds what it did not get, as null"
+    told = [
+        await client.chat.completions.create(
+            model=tiny_llama.name, messages=[*asked, back, *asked], max_tokens=3, temperature=0
+        )
+        for back in (plain, {**dumped, "annotations": []})
+    ]
+    assert told[0].choices[0].message.content == told[1].choices[0].message.content
+    assert told[0].usage == told[1].usage
+
+
 async def test_chat_without_a_limit_may_fill_the_context(client: AsyncOpenAI, tiny_llama: Path) -> None:
     answer = await client.chat.completions.create(
         model=tiny_llama.name, messages=[{"role": "user", "content": "x" * 490}], extra_body={"ignore_eos": True}
@@ -143,11 +158,11 @@ async def test_text_before_a_stop_string_is_delivered_and_the_rest_is_not(client
 
 
 async def test_a_seed_reproduces_a_sample(client: AsyncOpenAI) -> None:
-    first, again, other = [
-        (await complete(client, temperature=1.0, seed=seed)).choices[0].token_ids for seed in (7, 7, 8)
+    first, again, other, below, again_below = [
+        (await complete(client, temperature=1.0, seed=seed)).choices[0].token_ids for seed in (7, 7, 8, -7, -7)
     ]
-    assert first == again
-    assert first != other
+    assert first == again and below == again_below
+    assert first != other and first != below
 
 
 async def test_score_gives_the_logprobs_of_decoding(client: AsyncOpenAI, http: aiohttp.ClientSession) -> None:
@@ -281,7 +296,7 @@ async def test_fields_that_ask_for_nothing_are_accepted(client: AsyncOpenAI) -> 
 
 async def test_extreme_sampling_fields_are_served(client: AsyncOpenAI, http: aiohttp.ClientSession) -> None:
     extremes = [{"temperature": 1e-300}, {"temperature": 1e300}, {"top_p": 1e-12}, {"extra_body": {"top_k": 2**40}}]
-    for extreme in [*extremes, {"seed": 2**63 - 1}, {"seed": 0}]:
+    for extreme in [*extremes, {"seed": 2**63 - 1}, {"seed": 0}, {"seed": -1}, {"seed": -(2**63)}]:
         answer = await complete(client, **{"temperature": 1.0, **extreme})
         assert answer.usage.completion_tokens == 24
     async with http.get("/health") as response:

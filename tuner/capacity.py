@@ -86,13 +86,20 @@ def find_capacity(
 ) -> Capacity:
     """Replay `load` at scales of its own until the interval is at most `precision` wide (high / low - 1), or `replays`
     times. load.time_scale is where the search begins. play: replays a load, on the same server each time. A replay
-    whose figures are not the server's (a client that lagged) is no evidence and is made again. Raises Doubtful when
-    ATTEMPTS in a row are such."""
+    whose figures are not the server's (a client that lagged) is no evidence and is made again. After Ctrl-C the answer
+    is what the replays before it tell, with a doubt. Raises Doubtful when ATTEMPTS in a row are such."""
     assert replays > 0 and precision > 0, f"{replays} replays, precision {precision}"
     threshold, tried, found = Threshold(LEAST, MOST), list[Tried](), dict[str, Doubt]()
     scale = min(max(load.time_scale, LEAST), MOST)
     while len(tried) < replays:
-        one, doubted = _sound(replace(load, time_scale=scale), slos, play)
+        try:
+            one, doubted = _sound(replace(load, time_scale=scale), slos, play)
+        except KeyboardInterrupt:
+            if not tried:
+                raise
+            detail = f"after {len(tried)} of at most {replays} replays"
+            found["interrupted"] = Doubt("interrupted", detail, "more would narrow the interval")
+            break
         tried.append(one)
         found.update((doubt.name, doubt) for doubt in doubted)
         threshold.add(scale, one.holds)

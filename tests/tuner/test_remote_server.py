@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +25,8 @@ CHUNK = {"choices": [{"index": 0, "text": "w", "finish_reason": "length"}], "usa
 
 class Server:
     """Streams answers of one token to the first `answers` requests, then does `then`: "gone": breaks every connection,
-    "draining": answers 503, /health too; a number: answers with that status and OpenAI's error, though it is well."""
+    "draining": answers 503, /health too; a signal: sends it to this process and never answers; a number: answers with
+    that status and OpenAI's error, though it is well."""
 
     def __init__(self, answers: int, then: str | int, key: str | None = None) -> None:
         self.left, self.then, self.key = answers, then, key
@@ -42,6 +45,11 @@ class Server:
             return web.json_response({"error": {"message": "the server is shutting down"}}, status=503)
         if request.path == "/health":
             return web.Response()
+        if isinstance(self.then, signal.Signals) and failing:
+            if self.left == 0:
+                os.kill(os.getpid(), self.then)
+            self.left -= 1
+            await asyncio.Event().wait()
         if failing:
             assert isinstance(self.then, int)
             quoted = (await request.json())["prompt"]
@@ -61,7 +69,7 @@ def serving(server: Server) -> Iterator[str]:
     async def run() -> None:
         application = web.Application()
         application.router.add_route("*", "/{path:.*}", server.handle)
-        runner = web.AppRunner(application)
+        runner = web.AppRunner(application, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         urls.append(f"http://127.0.0.1:{runner.addresses[0][1]}")
@@ -119,6 +127,34 @@ def test_a_server_that_is_well_and_fails_requests_is_measured(trace: Path, then:
     with serving(Server(5, then)) as url:
         done = CliRunner().invoke(app, ["replay", str(trace), "--url", url, *SLO])
     assert done.exit_code == 0 and "good 5 " in done.stdout and f"http_{then // 100}xx: 15" in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_replay_tells_what_it_saw(trace: Path, number: signal.Signals) -> None:
+    with serving(Server(8, number)) as url:
+        done = CliRunner().invoke(app, ["replay", str(trace), "--url", url, *SLO, "--json"])
+    assert done.exit_code == 130, done.output
+    found = json.loads(done.stdout)
+    assert (found["classes"]["chat"]["offered"], found["classes"]["chat"]["good"]) == (8, 8)
+    assert found["classes"]["chat"]["errors"] == {} and found["duration"] < 1.0
+    (doubt,) = [doubt for doubt in found["doubts"] if doubt["name"] == "stopped_early"]
+    assert doubt["detail"].startswith("interrupted after ") and "in flight are left out" in doubt["detail"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_search_for_the_capacity_tells_what_it_knows(trace: Path, number: signal.Signals) -> None:
+    with serving(Server(20, number)) as url:
+        done = CliRunner().invoke(app, ["capacity", str(trace), "--url", url, *SLO])
+    assert done.exit_code == 130, done.output
+    assert "capacity at least 1 times the recorded rate" in done.stdout
+    assert "doubt: interrupted: after 1 of at most 16 replays" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["replay", "capacity", "fairness"])
+def test_an_interruption_before_the_first_answer_has_nothing_to_tell(trace: Path, command: str) -> None:
+    with serving(Server(0, signal.SIGINT)) as url:
+        done = CliRunner().invoke(app, [command, str(trace), "--url", url, *SLO])
+    assert (done.exit_code, done.stdout) == (130, "")
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tuner.cli.errors import INTERRUPTED
 from tuner.cli.server_url import http_url
+from tuner.cli.study import stopping
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from tuner.scoring.slo import SLO
     from tuner.serving.testbed import Load
+    from tuner.traffic.replay import Replay, Stop
+    from tuner.traffic.trace import RequestRecord
 
 TraceArgument = Annotated[Path, typer.Argument(help="The trace file.")]
 UrlOption = Annotated[str | None, typer.Option(help="Server to replay against, http://HOST:PORT.", callback=http_url)]
@@ -39,7 +47,8 @@ def replay(
     drain_timeout: DrainOption = 10.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Replay a trace at its recorded times and print what was good, how fast, and the client's own lag.
+    """Replay a trace at its recorded times and print what was good, how fast, and the client's own lag. After Ctrl-C,
+    of what was answered by then.
 
     Example: tune replay trace.jsonl --url http://127.0.0.1:8000 --slo chat.ttft=0.3
     """
@@ -51,19 +60,52 @@ def replay(
 
     load, slos = _load(trace, window, time_scale, drain_timeout, slo)
     lost = None
-    with server(url, engine, model) as play:
+    with interruptible() as stop, server(url, engine, model) as play:
         try:
-            done = play(load, None)
+            done = play(load, stop)
         except ServerLost as error:
             done, lost = error.replay, error
-    metrics = traffic_metrics(done.records, slos, done.duration)
-    doubted = doubts(done.records, metrics, slos, done.stopped)
+    records, stopped = _ended(done)
+    metrics = traffic_metrics(records, slos, done.duration)
+    doubted = doubts(records, metrics, slos, stopped)
     if as_json:
         _print_json(asdict(metrics) | {"doubts": [asdict(doubt) for doubt in doubted]})
     else:
         print_replay(metrics, slos, doubted)
     if lost is not None:
         raise lost
+    if stopped is not None:
+        raise typer.Exit(INTERRUPTED)
+
+
+@contextmanager
+def interruptible() -> Iterator[Stop]:
+    """A reason to stop a replay from the first Ctrl-C or SIGTERM on; the second waits for nothing."""
+    asked = False
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda progress: "interrupted" if asked else None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _ended(done: Replay) -> tuple[tuple[RequestRecord, ...], str | None]:
+    """The requests whose end a replay saw, and why it was stopped. Raises KeyboardInterrupt when it saw none."""
+    if done.stopped is None:
+        return done.records, None
+    ended = tuple(record for record in done.records if record.error not in ("stopped", "not_sent"))
+    if not ended:
+        raise KeyboardInterrupt
+    open_ = sum(record.error == "stopped" for record in done.records)
+    return ended, f"{done.stopped} after {done.duration:.1f} s; {open_} requests in flight are left out"
 
 
 def capacity(
@@ -79,6 +121,7 @@ def capacity(
     as_json: JsonOption = False,
 ) -> None:
     """Find how much faster than recorded a trace can be replayed before its SLOs break, and what breaks first.
+    After Ctrl-C, as far as the replays by then tell.
 
     Example: tune capacity trace.jsonl --url http://127.0.0.1:8000 --slo chat.ttft=0.3
     """
@@ -91,12 +134,14 @@ def capacity(
     if not precision > 0:
         raise ValueError(f"--precision {precision:g}: expected a number above 0, such as 0.1")
     load, slos = _load(trace, window, 1.0, drain_timeout, slo)
-    with server(url, engine, model) as play:
+    with stopping(), server(url, engine, model) as play:
         found = find_capacity(load, slos, play, precision=precision, replays=replays, on_tried=print_tried)
     if as_json:
         _print_json({**asdict(found), "requests": found.requests})
     else:
         print_capacity(found)
+    if any(doubt.name == "interrupted" for doubt in found.doubts):
+        raise typer.Exit(INTERRUPTED)
 
 
 def fairness(
@@ -122,7 +167,7 @@ def fairness(
     from tuner.loadtest import server
 
     load, slos = _load(trace, window, time_scale, drain_timeout, slo)
-    with server(url, engine, model) as play:
+    with stopping(), server(url, engine, model) as play:
         found = measure_fairness(load, slos, play, long_prompt_tokens=long_prompt_tokens, on_replay=print_step)
     if as_json:
         _print_json({**asdict(found), "fair": found.fair})

@@ -332,6 +332,7 @@ BAD = [
     ("no run there", ["recommend", "{dir}/nowhere"], "nowhere: no run here (study.db is missing); tune run STUDY.yaml"),
     ("a run misspelt", ["status", "{dir}/done/dmo"], "dmo: no run here (study.db is missing); did you mean "),
     ("all runs for a run", ["report", "{dir}/done"], "no run here (study.db is missing); runs: {dir}/done/demo"),
+    ("a checkpoint to serve", ["serve", "{dir}/model"], "model: a checkpoint; expected a file, such as engine.yaml"),
     ("a run to serve misspelt", ["serve", "{dir}/done/dmo"], "did you mean {dir}/done/demo?"),
     ("no directory of runs", ["studies", "list", "--runs", "{dir}/nowhere"], "nowhere: no such directory"),
     ("a run that is no database", ["report", "{dir}/text.db"], "text.db: cannot be opened"),
@@ -424,6 +425,7 @@ def mistakes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / "text.db").write_text("this is no database, however long one reads it")
     (directory / "done/demo").mkdir(parents=True)
     (directory / "done/demo/study.db").touch()
+    (directory / "model/config.json").touch()
     values = yaml.safe_load((directory / "study.yaml").read_text())
     (directory / "key.yaml").write_text(yaml.safe_dump(values | {"budget": {"trails": 3}}, sort_keys=False))
     (directory / "trace.yaml").write_text(

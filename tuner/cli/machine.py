@@ -115,6 +115,8 @@ def serve(
     """
     path = config / "recommended.yaml" if config.is_dir() else config
     if not path.is_file():
+        if (config / "config.json").is_file():
+            raise ValueError(f"{config}: a checkpoint; expected a file, such as engine.yaml, that says model: {config}")
         if not config.exists() and not config.suffix:
             database_of(config)  # where it is no run, the runs that there are
         raise ValueError(f"{path}: no such file; expected an engine.yaml or a run with a recommendation")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuner.cli.errors import INTERRUPTED
+from tuner.cli.interrupt import INTERRUPTED
 from tuner.cli.server_url import http_url
 from tuner.cli.study import stopping
 

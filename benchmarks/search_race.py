@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.search_strategies import Outcome, Strategy
-from benchmarks.search_table import MAXIMIZE, Knobs, Replay, Table
+from benchmarks.search_table import MAXIMIZE, Knobs, Quality, Replay, Table
 from search_spaces.space import key
+from tuner.answers import to_beat
 from tuner.ladder import knee_of, next_look
 from tuner.pareto import hypervolume
 
@@ -59,9 +60,13 @@ class Bench:
             rung if held and floors_hold else -1, self.seconds - start,
         )  # fmt: skip
 
+    def told(self, knobs: Knobs) -> Quality | None:
+        """What is known of the quality of answers like these."""
+        return self.table.quality(knobs) if self.table.quality_key(knobs) in self._asked else None
+
     def quality(self, knobs: Knobs) -> tuple[float, dict[str, float]]:
         found = self.table.quality(knobs)
-        if (name := key({k: knobs[k] for k in self.table.quality_knobs})) not in self._asked:
+        if (name := self.table.quality_key(knobs)) not in self._asked:
             self._asked.add(name)
             self.seconds += found.seconds
         return found.quality, dict(found.constraints)
@@ -88,17 +93,25 @@ class Race:
 
 
 def race(table: Table, strategy: Strategy, seed: int, trials: int) -> Race:
-    """The baseline, then `trials` trials, each from the highest rung that a feasible one has held."""
+    """The baseline, then `trials` trials, each from the highest rung that a feasible one that answers at least as well
+    has held."""
     bench = Bench(table, seed)
     outcomes = [_baseline(bench)]
     strategy.tell(outcomes[0])
     steps = [_step(bench, outcomes)]
     while len(outcomes) <= min(trials, len(table.configurations) - 1):
-        rung = max([0, *(outcome.held for outcome in outcomes)])
-        outcomes.append(bench.climb(strategy.ask(), rung))
+        knobs = strategy.ask()
+        outcomes.append(bench.climb(knobs, _first_rung(bench, outcomes, knobs)))
         strategy.tell(outcomes[-1])
         steps.append(_step(bench, outcomes))
     return Race(bench, outcomes, steps)
+
+
+def _first_rung(bench: Bench, outcomes: Sequence[Outcome], knobs: Knobs) -> int:
+    """As a study has it (tuner.climb.incumbent_scale)."""
+    told = bench.told(knobs)
+    held = [(outcome.quality, outcome.held) for outcome in outcomes if outcome.held >= 0]
+    return int(to_beat(told.quality if told is not None else None, held, 0))
 
 
 def recorded(table: Table) -> int:

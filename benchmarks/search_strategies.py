@@ -127,7 +127,10 @@ class Ours:
         self._trial: optuna.Trial | None = None
 
     def ask(self) -> Knobs:
-        proposal = search.ask(self._study, self._space, self._table.baseline, self._seed, self._startup)
+        proposal = search.ask(
+            self._study, self._space, self._table.baseline, self._seed, self._startup,
+            quality_key=self._table.quality_key,
+        )  # fmt: skip
         self._trial = proposal.trial
         return proposal.knobs
 

@@ -94,6 +94,9 @@ class Table:
     def quality_knobs(self) -> tuple[str, ...]:
         return tuple(self.qualities[0][0])
 
+    def quality_key(self, knobs: Knobs) -> str:
+        return key({name: knobs[name] for name in self.quality_knobs})
+
     @property
     def floor_names(self) -> tuple[str, ...]:
         return tuple(self.qualities[0][1].constraints)

@@ -1,4 +1,5 @@
-"""One trial: a configuration replayed at the load that the best one so far holds and, while it holds too, at more.
+"""One trial: a configuration replayed at the load that the best one so far that answers as well holds, and, while it
+holds too, at more.
 
 A configuration that cannot hold what another one does costs one replay, mostly a short one; what a better one can hold
 is found by the replays that prove it. Where the study file fixes the time scale, that is the only load.
@@ -15,6 +16,7 @@ from pathlib import Path
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner import ladder
+from tuner.answers import to_beat
 from tuner.bench import Bench
 from tuner.errors import LaunchError, ServingError
 from tuner.outcome import Outcome, broken, failed, judge
@@ -27,14 +29,15 @@ TIME_SCALE = "time_scale"
 """Trial attribute: the load of its outcome, times the recorded rate."""
 
 
-def incumbent_scale(trials: Iterable[FrozenTrial], start: float) -> float:
-    """The highest load at which a finished trial was feasible; `start` before there is one."""
+def incumbent_scale(trials: Iterable[FrozenTrial], start: float, quality: float | None = None) -> float:
+    """The highest load at which a finished trial that answers at least as well was feasible; `start` before there is
+    one. quality: of the answers, None where it is not known."""
     held = [
-        trial.user_attrs[TIME_SCALE]
+        (trial.values[1], trial.user_attrs[TIME_SCALE])
         for trial in trials
         if trial.state == TrialState.COMPLETE and all(value <= 0 for value in trial.constraints.values())
     ]
-    return max([start, *held])
+    return max(start, to_beat(quality, held, start))
 
 
 @dataclass(frozen=True, slots=True)

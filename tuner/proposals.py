@@ -17,6 +17,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from search_spaces.space import ChoiceParameter, IntParameter, Parameter, SearchSpace, key
+from tuner.answers import Answered, QualityKey, by_key, to_beat
 from tuner.surrogate import FloatArray, Surrogate, correlations, encode, fit, fit_robust
 
 Arm = Literal["start", "model", "random"]
@@ -34,6 +35,8 @@ VAGUE = 0.15
 """ln load to a capacity that was extrapolated, at which its variance is twice that of a bracketed one."""
 LEAST_PROBABILITY = 0.02
 """That a configuration runs at all, however many like it crashed."""
+FRONT_SHARE = 0.05
+"""What more goodput at a higher quality than the best's is worth, beside as much more than the best."""
 LEAST_GOODPUT = 1e-3
 """Requests/s, for its logarithm."""
 
@@ -68,18 +71,27 @@ def arm_of(finished: int, startup_trials: int) -> Arm:
 
 @dataclass(frozen=True, slots=True)
 class Proposed:
-    """hope: expected improvement of ln goodput over the best so far; None where no model was asked, or nothing held."""
+    """hope: expected improvement of ln goodput over the best so far that answers as well; None where no model was
+    asked, or nothing held."""
 
     knobs: dict[str, Any]
     hope: float | None = None
 
 
 def propose(
-    arm: Arm, space: SearchSpace, baseline: Knobs, seen: Sequence[Seen], tried: Collection[str], rng: random.Random
+    arm: Arm,
+    space: SearchSpace,
+    baseline: Knobs,
+    seen: Sequence[Seen],
+    tried: Collection[str],
+    rng: random.Random,
+    quality_key: QualityKey | None = None,
 ) -> Proposed:
-    """Active knobs that were not tried; any again where all of a listed space were."""
+    """Active knobs that were not tried; any again where all of a listed space were. quality_key: equal where answers
+    are; None: not known of any two."""
     if arm == "model" and sum(one.goodput is not None for one in seen) > 1:
-        return _most_promising(space, _candidates(space, seen, tried, rng), seen)
+        candidates = _candidates(space, seen, tried, rng)
+        return _most_promising(space, candidates, seen, _answers(candidates, seen, quality_key))
     return Proposed(_unmodelled(arm, space, baseline, seen, tried, rng))
 
 
@@ -182,11 +194,23 @@ def _neighbours(space: SearchSpace, knobs: Knobs, rng: random.Random) -> Iterato
         yield from (space.active(rest | {name: value}) for value in others)
 
 
-def _most_promising(space: SearchSpace, candidates: Sequence[dict[str, Any]], seen: Sequence[Seen]) -> Proposed:
+def _answers(
+    candidates: Sequence[Knobs], seen: Sequence[Seen], quality_key: QualityKey | None
+) -> list[Answered | None]:
+    """What each would answer, as far as some trial that answers alike has told."""
+    if quality_key is None:
+        return [None] * len(candidates)
+    known = by_key([(one.knobs, one.quality, one.floor) for one in seen], quality_key)
+    return [known.get(quality_key(one)) for one in candidates]
+
+
+def _most_promising(
+    space: SearchSpace, candidates: Sequence[dict[str, Any]], seen: Sequence[Seen], answers: Sequence[Answered | None]
+) -> Proposed:
     """The largest expected improvement times the probability that all holds."""
     points = np.array([encode(space, one) for one in candidates])
     tried = np.array([encode(space, one.knobs) for one in seen])
-    chance = _chance(tried, points, seen)
+    chance = _chance(tried, points, seen, answers)
     measured = [index for index, one in enumerate(seen) if one.goodput is not None]
     climbed = [index for index in measured if seen[index].rungs]
     if climbed:
@@ -197,18 +221,24 @@ def _most_promising(space: SearchSpace, candidates: Sequence[dict[str, Any]], se
         model = fit(tried[measured], goodputs)
         slo = fit(tried[measured], np.array([seen[index].slo for index in measured]))
         chance *= _probability_below(slo, points) ** 2  # it is to hold now and when it is measured again
-    feasible = [one.feasible for one in seen]
-    if not any(feasible):
+    means, deviations = model.predict(points)
+    feasible = [index for index, one in enumerate(seen) if one.feasible]
+    if not feasible:
         # Whatever holds at the load at which trials begin, or, where there is but one load, at all.
-        means, deviations = model.predict(points)
         begin = math.log(min((rung[0] for one in seen for rung in one.rungs), default=1.0))
         return Proposed(candidates[int(np.argmax(chance * (ndtr((means - begin) / deviations) if climbed else 1.0)))])
-    best = float(np.max(model.predict(tried[feasible])[0]))
-    expected = expected_improvement(*model.predict(points), best) * chance
-    return Proposed(candidates[int(np.argmax(expected))], float(np.max(expected)))
+    served = model.predict(tried[feasible])[0].tolist()
+    pairs = [(seen[index].quality, value) for index, value in zip(feasible, served, strict=True)]
+    bars = np.array([to_beat(None if one is None else one.quality, pairs, max(served)) for one in answers])
+    over_best = expected_improvement(means, deviations, max(served)) * chance
+    over_peers = expected_improvement(means, deviations, bars) * chance
+    chosen = int(np.argmax(over_best + FRONT_SHARE * (over_peers - over_best)))
+    return Proposed(candidates[chosen], float(over_peers[chosen]))
 
 
-def _chance(tried: FloatArray, points: FloatArray, seen: Sequence[Seen]) -> FloatArray:
+def _chance(
+    tried: FloatArray, points: FloatArray, seen: Sequence[Seen], answers: Sequence[Answered | None]
+) -> FloatArray:
     """Probability that a configuration runs at all and meets the quality floors."""
     chance = np.ones(len(points))
     crashed = np.array([one.goodput is None for one in seen], dtype=np.float64)
@@ -217,7 +247,8 @@ def _chance(tried: FloatArray, points: FloatArray, seen: Sequence[Seen]) -> Floa
     asked = [index for index, one in enumerate(seen) if one.floor is not None]
     if any((seen[index].floor or 0.0) > 0 for index in asked):
         floors = fit(tried[asked], np.array([seen[index].floor for index in asked]))
-        chance *= _probability_below(floors, points)
+        missed = np.array([one is not None and not one.holds for one in answers])
+        chance *= np.where(missed, 0.0, _probability_below(floors, points))
     return chance
 
 
@@ -226,7 +257,7 @@ def _probability_below(model: Surrogate, points: FloatArray) -> FloatArray:
     return np.asarray(ndtr(-means / deviations))
 
 
-def expected_improvement(means: FloatArray, deviations: FloatArray, best: float) -> FloatArray:
+def expected_improvement(means: FloatArray, deviations: FloatArray, best: float | FloatArray) -> FloatArray:
     """E[max(f - best, 0)] for normal f (Jones et al., J. Global Optimization 13, 1998, eq. 15)."""
     z = (means - best) / deviations
     return np.asarray(deviations * (z * ndtr(z) + np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)))

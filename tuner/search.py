@@ -24,6 +24,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.space import ChoiceParameter, IntParameter, Parameter, SearchSpace, key
+from tuner.answers import QualityKey, by_key
 from tuner.proposals import Arm, Proposed, Seen, arm_of, propose
 from tuner.results import DIRECTIONS
 from tuner.stopping import Stop, decided, plateau
@@ -77,6 +78,7 @@ def ask(
     seed: int,
     startup_trials: int,
     fits: Callable[[Mapping[str, Any]], bool] = lambda knobs: True,
+    quality_key: QualityKey | None = None,
 ) -> Proposal:
     """The next trial: an enqueued one if there is any, otherwise what an arm proposes from the finished trials.
 
@@ -88,11 +90,11 @@ def ask(
     tried = {key(space.active(t.params)) for t in trials if t.state.is_finished() and not _interrupted(t)}
     if not any(trial.state == TrialState.WAITING for trial in trials):
         arm = arm_of(sum(trial.state in SEARCHED for trial in trials), startup_trials)
-        proposed = _propose(arm, trials, space, baseline, tried, seed)
+        proposed = _propose(arm, trials, space, baseline, tried, seed, quality_key)
         while not fits(proposed.knobs) and len(refused) < RE_ASKS:
             refused.append(proposed.knobs)
             left_out = tried | {key(knobs) for knobs in refused}
-            proposed = _propose(arm, trials, space, baseline, left_out, seed, refused)
+            proposed = _propose(arm, trials, space, baseline, left_out, seed, quality_key, refused)
         attributes = {ARM: arm} if proposed.hope is None else {ARM: arm, HOPE: proposed.hope}
         study.enqueue_trial(proposed.knobs, user_attrs=attributes)
     trial = study.ask()
@@ -104,6 +106,15 @@ def standing(study: optuna.Study) -> list[FrozenTrial]:
     """Trials of the study but those that a drift spoiled."""
     drifted = study.user_attrs.get(DRIFTED, ())
     return [trial for trial in study.get_trials(deepcopy=False) if trial.number not in drifted]
+
+
+def known_quality(
+    trials: Collection[FrozenTrial], space: SearchSpace, knobs: Mapping[str, Any], quality_key: QualityKey
+) -> float | None:
+    """What a trial that answers as `knobs` do has told of their quality."""
+    seen = [_seen(trial, space) for trial in trials if trial.state in SEARCHED]
+    found = by_key([(one.knobs, one.quality, one.floor) for one in seen], quality_key).get(quality_key(knobs))
+    return found.quality if found is not None else None
 
 
 def suggest(trial: optuna.Trial, space: SearchSpace) -> dict[str, Any]:
@@ -178,6 +189,7 @@ def _propose(
     baseline: Mapping[str, Any],
     tried: Collection[str],
     seed: int,
+    quality_key: QualityKey | None,
     refused: Sequence[Mapping[str, Any]] = (),
 ) -> Proposed:
     """Knob values that were not tried, or after too many repeats some that were. refused: they cannot run."""
@@ -187,7 +199,7 @@ def _propose(
     if arm != "model" or len(finished) <= MODELLED:
         seen = [_seen(trial, space) for trial in finished]
         seen += [Seen(knobs, None, 0.0, 0.0, None) for knobs in refused]
-        return propose(arm, space, baseline, seen, tried, random.Random(own_seed))
+        return propose(arm, space, baseline, seen, tried, random.Random(own_seed), quality_key)
     shadow = optuna.create_study(directions=directions(), sampler=_tpe(own_seed))
     shadow.add_trials(finished)
     for _ in range(RE_ASKS):

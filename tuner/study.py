@@ -11,6 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from engine.profile import Profile
+from search_spaces.space import key
 from tuner import search, stopping
 from tuner.bench import Bench
 from tuner.climb import TIME_SCALE, Climb, incumbent_scale
@@ -23,6 +24,7 @@ from tuner.plan import Plan, make_plan
 from tuner.resume import check_unchanged, held_lease
 from tuner.scoring.probes import ProbeRecord
 from tuner.sentinel import keep_watch
+from tuner.serving import adapters
 from tuner.serving.config import ServingConfig
 from tuner.serving.measurement import Measurement
 from tuner.serving.testbed import Testbed
@@ -173,17 +175,20 @@ def _search(
         for knobs in [*first, *(guide.first(start) if guide is not None else ())]:
             study.enqueue_trial(dict(knobs))
     in_a_row = 0
+    quality_key = partial(_quality_key, plan)
     keep_watch(session.bench, study, start)
     while (why := _stop(session)) is None:
+        fits = partial(_fits, session.bench)
         proposal = search.ask(
-            study, plan.space, plan.baseline, spec.seed, spec.budget.startup_trials, partial(_fits, session.bench)
+            study, plan.space, plan.baseline, spec.seed, spec.budget.startup_trials, fits, quality_key
         )
         if proposal.refused:
             session.bench.report.note(f"{proposal.refused} proposals left out: they do not fit in memory")
         told = search.standing(study)
         session.bench.report.begin(f"trial {proposal.trial.number} ({search.searched(told) + 1}/{spec.budget.trials})")
         config = plan.config(proposal.knobs)
-        outcome = climb.attempt(proposal.trial.number, config, incumbent_scale(told, start))
+        quality = search.known_quality(told, plan.space, proposal.knobs, quality_key)
+        outcome = climb.attempt(proposal.trial.number, config, incumbent_scale(told, start, quality))
         if proposal.replicate:
             proposal.trial.set_user_attr("replicate", True)
         _tell(session, proposal.trial, outcome, config)
@@ -196,6 +201,14 @@ def _search(
             raise LaunchError(f"{in_a_row} trials in a row broke; the last: {outcome.reason}: {outcome.detail}")
     _ends(session, why)
     session.bench.report.note(f"the search ended: {stopping.WORDS[why]}")
+
+
+def _quality_key(plan: Plan, knobs: Mapping[str, Any]) -> str:
+    """A configuration that is none answers like no other."""
+    try:
+        return adapters.quality_key(plan.config(knobs))
+    except ValueError:
+        return f"rejected {key(knobs)}"
 
 
 def _fits(bench: Bench, knobs: Mapping[str, Any]) -> bool:

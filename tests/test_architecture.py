@@ -136,9 +136,17 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "tuner.reference": ("tuner.scoring.probes", "tuner.serving", "tuner.stored", TRAFFIC),
     "tuner.surrogate": ("search_spaces",),
-    "tuner.proposals": ("search_spaces", "tuner.surrogate"),
+    "tuner.answers": (),
+    "tuner.proposals": ("search_spaces", "tuner.answers", "tuner.surrogate"),
     "tuner.stopping": ("tuner.pareto",),
-    "tuner.search": ("search_spaces", "tuner.spec", "tuner.results", "tuner.proposals", "tuner.stopping"),
+    "tuner.search": (
+        "search_spaces",
+        "tuner.answers",
+        "tuner.spec",
+        "tuner.results",
+        "tuner.proposals",
+        "tuner.stopping",
+    ),
     # The study's own room: its parts, and what they stand on.
     **dict.fromkeys(
         (
@@ -158,6 +166,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         ),
         (
             "engine.profile",
+            "tuner.answers",
             "tuner.guide",
             "tuner.prediction",
             "tuner.screening",

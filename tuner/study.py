@@ -207,7 +207,7 @@ def _quality_key(plan: Plan, knobs: Mapping[str, Any]) -> str:
     """A configuration that is none answers like no other."""
     try:
         return adapters.quality_key(plan.config(knobs))
-    except ValueError:
+    except (ConfigRejected, ValueError):
         return f"rejected {key(knobs)}"
 
 

@@ -35,7 +35,7 @@ VAGUE = 0.15
 """ln load to a capacity that was extrapolated, at which its variance is twice that of a bracketed one."""
 LEAST_PROBABILITY = 0.02
 """That a configuration runs at all, however many like it crashed."""
-FRONT_SHARE = 0.05
+FRONT_SHARE = 0.02
 """What more goodput at a higher quality than the best's is worth, beside as much more than the best."""
 LEAST_GOODPUT = 1e-3
 """Requests/s, for its logarithm."""

@@ -135,7 +135,11 @@ def test_answers_alone_prove_no_floor_of_a_forced_probe(probes: Path) -> None:
             ("no probes", ["a.yaml", "b.yaml"], "--probes: expected a file of probes"),
             ("one file", ["a.yaml", "--probes", "P"], "expected two files, A.yaml and B.yaml, or --url-a and --url-b"),
             ("a missing file", ["a.yaml", "b.yaml", "--probes", "P"], "a.yaml: cannot be read"),
-            ("nobody there", ["--url-a", "http://127.0.0.1:9", "--url-b", "http://127.0.0.1:9", "--probes", "P"], "--url-a http://127"),
+            (
+                "nobody there",
+                ["--url-a", "http://127.0.0.1:9", "--url-b", "http://127.0.0.1:9", "--probes", "P"],
+                "--url-a http://127",
+            ),
         ]
     ),
 )

@@ -62,7 +62,9 @@ def next_turn(results: StudyResults) -> Turn | None:
     turn = next(_race(results) if raced else _one_by_one(results), None)
     if turn is None:
         chosen = recommend(results).trial
-        numbers = dict.fromkeys((0, 0 if chosen is None else chosen.number))
+        # A miss that is not decided yet makes another one the chosen.
+        begun = (one.trial for one in results.validations if one.purpose == "recorded_rate")
+        numbers = dict.fromkeys((*begun, 0, 0 if chosen is None else chosen.number))
         asked = (number for number in numbers if _claims_recorded_rate(results, number))
         turn = next(_turns(results, asked, ("recorded_rate",)), None)
     return turn

@@ -174,6 +174,26 @@ def test_a_chosen_one_that_fails_on_held_out_traffic_gives_way_to_the_next(tmp_p
     assert {v.trial for v in results.validations if v.purpose == "recorded_rate"} == {0, found.trial.number}
 
 
+@pytest.mark.parametrize(
+    ("misses", "replays", "best"),
+    cases([("a slow moment of three", 1, 3, 16), ("missed twice: the next goes to held-out traffic", 2, 2, 14)]),
+)
+def test_a_miss_at_the_recorded_rate_is_decided_before_another_is_recommended(
+    tmp_path: Path, store: Store, misses: int, replays: int, best: int
+) -> None:
+    def slower(seqs: int, purpose: str, scale: float, before: int) -> int | None:
+        return 4 if purpose == "recorded_rate" and seqs == 16 and before < misses else None
+
+    testbed = run(spec_of(tmp_path), store, slower)
+    results = load_results(store, "fake")
+    found = recommend(results)
+    assert found.trial is not None and found.trial.knobs["max_num_seqs"] == best
+    assert {one.purpose for one in results.validations if one.trial == found.trial.number} == {
+        "repeat", "holdout", "recorded_rate",
+    }  # fmt: skip
+    assert testbed.asked[16, "recorded_rate"] == replays and next_turn(results) is None
+
+
 def test_a_claim_may_lie_between_two_rungs_and_gives_way_by_whole_ones(tmp_path: Path, store: Store) -> None:
     """The 12 holds up to 1.08 times the recorded rate: it claims 1.072, and on held-out traffic gives way to 1."""
 

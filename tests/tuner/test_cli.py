@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from typer.testing import CliRunner, Result
 from engine.config import load_config
 from tests.fakes import cases, engine_launcher, write_study
 from tests.tuner.test_process import gone
+from tuner.cli import interrupt
 from tuner.cli.__main__ import app
 from tuner.results import load_results
 from tuner.store import Store
@@ -134,6 +136,17 @@ def test_fresh_starts_over_and_touches_nothing_else(tmp_path: Path) -> None:
     assert tune("run", run / "study.yaml", "--out", tmp_path / "runs", "--fresh").exit_code == 0
     assert states(run) == ["COMPLETE"] * 2
     assert (run / "notes.txt").read_text() == "mine"
+
+
+def test_an_interruption_that_asyncio_lost_ends_the_run_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It drops a KeyboardInterrupt that comes while its task ends; the signal's number is in the pipe that watches."""
+    asked = itertools.count()
+    monkeypatch.setattr(interrupt, "interrupted", lambda: next(asked) == 12)
+    done = tune("run", study_file(tmp_path), "--out", tmp_path / "runs")
+    assert done.exit_code == 130 and "interrupted; go on with: tune resume" in done.stderr
+    assert 0 < len(states(tmp_path / "runs" / "fake")) < 5
 
 
 def test_kill_9_and_resume_lose_no_finished_trial(tmp_path: Path) -> None:

@@ -64,6 +64,12 @@ def interrupted() -> bool:
         return False
 
 
+def check() -> None:
+    """Raises KeyboardInterrupt where Ctrl-C came and was lost: asyncio.run drops it when its task ends at that moment."""
+    if interrupted():
+        raise KeyboardInterrupt
+
+
 def leave() -> NoReturn:
     """With INTERRUPTED, which CPython makes a death by SIGINT once a KeyboardInterrupt came out of exec() of text."""
     for stream in (sys.stdout, sys.stderr):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tuner.cli.errors import NOTHING_FEASIBLE
-from tuner.cli.interrupt import INTERRUPTED
+from tuner.cli.interrupt import INTERRUPTED, check
 from tuner.cli.output_file import check_output, check_output_directory
 from tuner.cli.run_directory import (
     DATABASE,
@@ -132,10 +132,15 @@ def _run_study(file: Path, spec: StudySpec, directory: Path, resume: bool, warm_
         (directory / STUDY_FILE).write_text(text, "utf-8")
     engine = spec.engine
     settings = EngineSettings(directory, engine.launcher, engine.launch_timeout, engine.hang_timeout)
+
+    def on_phase(phase: str, share: float) -> None:
+        check()
+        console.phase(phase, share)
+
     with (
         Store(directory / DATABASE) as store,
         StudyConsole(spec) as console,
-        LiveTestbed(settings, machine, console.phase) as testbed,
+        LiveTestbed(settings, machine, on_phase) as testbed,
     ):
         others = [path for path in directory.parent.glob(f"*/{DATABASE}") if path.parent != directory]
         if not resume and warm_start is None and (earlier := offers(others, plan, machine)):

@@ -65,7 +65,7 @@ def interrupted() -> bool:
 
 
 def check() -> None:
-    """Raises KeyboardInterrupt where Ctrl-C came and was lost: asyncio.run drops it when its task ends at that moment."""
+    """Raises KeyboardInterrupt where Ctrl-C came and was lost: asyncio.run drops it when its task ends just then."""
     if interrupted():
         raise KeyboardInterrupt
 

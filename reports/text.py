@@ -66,7 +66,7 @@ def quality(value: Interval | float) -> str:
     """Four decimals, the fewest that tell configurations apart, with the 95 % interval if there is one."""
     if isinstance(value, Interval):
         return f"{value.value:.4f} [{value.low:.4f}, {value.high:.4f}]"
-    return f"{value:.4f}"
+    return decimals(value)
 
 
 def percent_interval(value: Interval) -> str:

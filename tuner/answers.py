@@ -7,9 +7,9 @@ goodput and quality where it serves more than any that answers at least as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 Knobs = Mapping[str, Any]
 QualityKey = Callable[[Knobs], str]
@@ -35,6 +35,17 @@ def to_beat(quality: float | None, feasible: Iterable[tuple[float, float]], leas
     return max((value for other, value in feasible if quality is None or other > quality - STEP), default=least)
 
 
-def by_key(found: Sequence[tuple[Knobs, float, float | None]], quality_key: QualityKey) -> dict[str, Answered]:
-    """found: (knobs, quality, floor) of each trial; floor None where no probes were asked."""
-    return {quality_key(knobs): Answered(quality, floor) for knobs, quality, floor in found if floor is not None}
+class Told(Protocol):
+    """A trial. floor: None where no probes were asked."""
+
+    @property
+    def knobs(self) -> Knobs: ...
+    @property
+    def quality(self) -> float: ...
+    @property
+    def floor(self) -> float | None: ...
+
+
+def by_key(trials: Iterable[Told], quality_key: QualityKey) -> dict[str, Answered]:
+    """What is known of each quality key."""
+    return {quality_key(one.knobs): Answered(one.quality, one.floor) for one in trials if one.floor is not None}

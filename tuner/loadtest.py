@@ -17,9 +17,10 @@ from tuner.capacity import Play
 from tuner.scored import slo_of
 from tuner.scoring.slo import SLO
 from tuner.serving.config import ServingConfig
-from tuner.serving.remote import base_url, first_model, replay_remote
+from tuner.serving.remote import first_model, replay_remote
 from tuner.serving.testbed import EngineSettings, LiveTestbed, Load
 from tuner.spec import SLOSpec, first_problem
+from tuner.traffic.exchange import base_url
 from tuner.traffic.replay import Replay, Stop
 
 

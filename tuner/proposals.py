@@ -200,7 +200,7 @@ def _answers(
     """What each would answer, as far as some trial that answers alike has told."""
     if quality_key is None:
         return [None] * len(candidates)
-    known = by_key([(one.knobs, one.quality, one.floor) for one in seen], quality_key)
+    known = by_key(seen, quality_key)
     return [known.get(quality_key(one)) for one in candidates]
 
 

@@ -20,9 +20,10 @@ from tuner.scoring.quality import Floor, QualityScore, SliceQuality, quality_sco
 from tuner.scoring.speculation import DomainSpeculation
 from tuner.serving.config import ServingConfig
 from tuner.serving.http_answers import HttpAnswers, ask_over_http
-from tuner.serving.remote import base_url, first_model
+from tuner.serving.remote import first_model
 from tuner.serving.testbed import EngineSettings, LiveTestbed
 from tuner.terminal import output
+from tuner.traffic.exchange import base_url
 
 TABLE_COLUMNS = 110
 

@@ -112,8 +112,8 @@ def known_quality(
     trials: Collection[FrozenTrial], space: SearchSpace, knobs: Mapping[str, Any], quality_key: QualityKey
 ) -> float | None:
     """What a trial that answers as `knobs` do has told of their quality."""
-    seen = [_seen(trial, space) for trial in trials if trial.state in SEARCHED]
-    found = by_key([(one.knobs, one.quality, one.floor) for one in seen], quality_key).get(quality_key(knobs))
+    seen = (_seen(trial, space) for trial in trials if trial.state in SEARCHED)
+    found = by_key(seen, quality_key).get(quality_key(knobs))
     return found.quality if found is not None else None
 
 

@@ -38,7 +38,8 @@ def test_what_is_to_be_beaten(quality: float | None, expected: float) -> None:
 
 
 def test_one_trial_tells_the_quality_of_all_that_answer_alike() -> None:
-    found = by_key([({"kv": "int8", "seqs": 1}, 0.9, 0.2), ({"kv": "auto", "seqs": 1}, 0.0, None)], lambda k: k["kv"])
+    trials = [Seen({"kv": "int8"}, 1.0, 0.9, -0.1, 0.2), Seen({"kv": "auto"}, 1.0, 0.0, 0.3, None)]
+    found = by_key(trials, lambda knobs: knobs["kv"])
     assert set(found) == {"int8"} and not found["int8"].holds and found["int8"].quality == 0.9
 
 

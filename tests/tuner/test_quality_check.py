@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ from typer.testing import CliRunner
 
 from tests.fakes import cases, make_probes
 from tests.tuner.builders import forced, recall
+from tests.tuner.served import serving
 from tuner.cli.__main__ import app
 from tuner.scoring.agreement import agreement, probes_needed, recall_grid
 from tuner.scoring.probes import Probe
@@ -48,36 +45,14 @@ class Server:
     async def models(self, request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": "m", "object": "model"}]})
 
-
-@contextmanager
-def serving(server: Server) -> Iterator[str]:
-    """On a thread with a loop of its own, for the command runs its own loop."""
-    loop, ready, urls = asyncio.new_event_loop(), threading.Event(), []
-    stop = asyncio.Event()
-
-    async def run() -> None:
+    @property
+    def application(self) -> web.Application:
         application = web.Application()
         application.add_routes([
-            web.post("/v1/completions", server.completions), web.post("/tokenize", server.tokenize),
-            web.get("/v1/models", server.models),
+            web.post("/v1/completions", self.completions), web.post("/tokenize", self.tokenize),
+            web.get("/v1/models", self.models),
         ])  # fmt: skip
-        runner = web.AppRunner(application)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        urls.append(f"http://127.0.0.1:{runner.addresses[0][1]}")
-        ready.set()
-        await stop.wait()
-        await runner.cleanup()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
-    thread.start()
-    ready.wait()
-    try:
-        yield urls[0]
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
-        loop.close()
+        return application
 
 
 @pytest.fixture
@@ -89,7 +64,7 @@ def probes(tmp_path: Path) -> Path:
 
 
 def compare(a: Server, b: Server, probes: Path, *options: str) -> Any:
-    with serving(a) as url_a, serving(b) as url_b:
+    with serving(a.application) as url_a, serving(b.application) as url_b:
         command = ["quality", "--url-a", url_a, "--url-b", url_b, "--probes", str(probes), *options]
         return CliRunner().invoke(app, command)
 

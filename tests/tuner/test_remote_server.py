@@ -6,9 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from aiohttp import web
 from typer.testing import CliRunner
 
 from tests.fakes import cases
+from tests.tuner.served import serving
 from tuner.cli.__main__ import app
 
 TENANTS = ("acme", "zeta")
@@ -60,32 +58,11 @@ class Server:
         return web.Response(body=b"data: %s\n\ndata: [DONE]\n\n" % json.dumps(CHUNK).encode(),
                             content_type="text/event-stream")  # fmt: skip
 
-
-@contextmanager
-def serving(server: Server) -> Iterator[str]:
-    """On a thread with a loop of its own, for the command runs its own loop."""
-    loop, ready, urls, stop = asyncio.new_event_loop(), threading.Event(), list[str](), asyncio.Event()
-
-    async def run() -> None:
+    @property
+    def application(self) -> web.Application:
         application = web.Application()
-        application.router.add_route("*", "/{path:.*}", server.handle)
-        runner = web.AppRunner(application, shutdown_timeout=0.1)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        urls.append(f"http://127.0.0.1:{runner.addresses[0][1]}")
-        ready.set()
-        await stop.wait()
-        await runner.cleanup()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
-    thread.start()
-    ready.wait()
-    try:
-        yield urls[0]
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
-        loop.close()
+        application.router.add_route("*", "/{path:.*}", self.handle)
+        return application
 
 
 @pytest.fixture
@@ -104,7 +81,7 @@ def trace(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("command", ["replay", "capacity", "fairness"])
 @pytest.mark.parametrize("then", ["gone", "draining"])
 def test_a_server_that_ends_is_no_slow_server(trace: Path, command: str, then: str) -> None:
-    with serving(Server(5, then)) as url:
+    with serving(Server(5, then).application) as url:
         done = CliRunner().invoke(app, [command, str(trace), "--url", url, *SLO])
     assert done.exit_code == 4, done.output
     error = "connection" if then == "gone" else "http_5xx"
@@ -115,7 +92,7 @@ def test_a_server_that_ends_is_no_slow_server(trace: Path, command: str, then: s
 
 @pytest.mark.parametrize("command", ["replay", "capacity", "fairness"])
 def test_a_server_that_refuses_everything_says_why_and_no_figure_is_made_of_it(trace: Path, command: str) -> None:
-    with serving(Server(0, 404)) as url:
+    with serving(Server(0, 404).application) as url:
         done = CliRunner().invoke(app, [command, str(trace), "--url", url, "--model", "nope", *SLO])
     assert (done.exit_code, done.stdout) == (2, "")
     assert f"tune: {url}: refuses every request of model 'nope', r0 with HTTP 404 (NotFoundError)\n" in done.stderr
@@ -124,14 +101,14 @@ def test_a_server_that_refuses_everything_says_why_and_no_figure_is_made_of_it(t
 
 @pytest.mark.parametrize("then", [429, 500])
 def test_a_server_that_is_well_and_fails_requests_is_measured(trace: Path, then: int) -> None:
-    with serving(Server(5, then)) as url:
+    with serving(Server(5, then).application) as url:
         done = CliRunner().invoke(app, ["replay", str(trace), "--url", url, *SLO])
     assert done.exit_code == 0 and "good 5 " in done.stdout and f"http_{then // 100}xx: 15" in done.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_replay_tells_what_it_saw(trace: Path, number: signal.Signals) -> None:
-    with serving(Server(8, number)) as url:
+    with serving(Server(8, number).application) as url:
         done = CliRunner().invoke(app, ["replay", str(trace), "--url", url, *SLO, "--json"])
     assert done.exit_code == 130, done.output
     found = json.loads(done.stdout)
@@ -143,7 +120,7 @@ def test_an_interrupted_replay_tells_what_it_saw(trace: Path, number: signal.Sig
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_search_for_the_capacity_tells_what_it_knows(trace: Path, number: signal.Signals) -> None:
-    with serving(Server(20, number)) as url:
+    with serving(Server(20, number).application) as url:
         done = CliRunner().invoke(app, ["capacity", str(trace), "--url", url, *SLO])
     assert done.exit_code == 130, done.output
     assert "capacity at least 1 times the recorded rate" in done.stdout
@@ -152,7 +129,7 @@ def test_an_interrupted_search_for_the_capacity_tells_what_it_knows(trace: Path,
 
 @pytest.mark.parametrize("command", ["replay", "capacity", "fairness"])
 def test_an_interruption_before_the_first_answer_has_nothing_to_tell(trace: Path, command: str) -> None:
-    with serving(Server(0, signal.SIGINT)) as url:
+    with serving(Server(0, signal.SIGINT).application) as url:
         done = CliRunner().invoke(app, [command, str(trace), "--url", url, *SLO])
     assert (done.exit_code, done.stdout) == (130, "")
 
@@ -166,7 +143,7 @@ def test_a_key_that_is_asked_for_is_named(
     monkeypatch.delenv("SERVETUNE_API_KEY", raising=False)
     if key is not None:
         monkeypatch.setenv("SERVETUNE_API_KEY", key)
-    with serving(Server(20, 500, key="k-1")) as url:
+    with serving(Server(20, 500, key="k-1").application) as url:
         done = CliRunner().invoke(app, ["replay", str(trace), "--url", url])
         monkeypatch.setenv("SERVETUNE_API_KEY", "k-1")
         right = CliRunner().invoke(app, ["replay", str(trace), "--url", url])
@@ -176,6 +153,6 @@ def test_a_key_that_is_asked_for_is_named(
 
 @pytest.mark.parametrize("suffix", ["/", "/v1", "/v1/"])
 def test_the_base_url_of_openai_clients_will_do(trace: Path, suffix: str) -> None:
-    with serving(Server(20, 500)) as url:
+    with serving(Server(20, 500).application) as url:
         done = CliRunner().invoke(app, ["replay", str(trace), "--url", url + suffix])
     assert done.exit_code == 0 and "good 20" in done.stdout, done.output

@@ -15,7 +15,7 @@ from tuner.errors import EngineCrashed
 from tuner.serving.api import EngineApi
 from tuner.serving.testbed import BROKEN, Load
 from tuner.traffic.client import open_session
-from tuner.traffic.exchange import API_KEY_VARIABLE, PATHS, request_body
+from tuner.traffic.exchange import API_KEY_VARIABLE, PATHS, base_url, request_body
 from tuner.traffic.replay import Replay, Stop, replay
 from tuner.traffic.trace import Request
 
@@ -29,11 +29,6 @@ class ServerLost(EngineCrashed):
     def __init__(self, message: str, replay: Replay) -> None:
         super().__init__(message)
         self.replay = replay
-
-
-def base_url(url: str) -> str:
-    """Of what OpenAI's clients call a base URL, the part before /v1."""
-    return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 async def first_model(option: str, url: str) -> str:

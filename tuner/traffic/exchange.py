@@ -19,6 +19,11 @@ _KEY = os.urandom(16)
 PATHS: dict[Endpoint, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 
 
+def base_url(url: str) -> str:
+    """Of what OpenAI's clients call a base URL, the part before /v1."""
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
 def request_body(model: str, request: Request, token_ids: bool = False) -> bytes:
     """JSON body of the streamed request. A recorded answer length is forced: max_tokens with ignore_eos.
 

@@ -20,7 +20,7 @@ from yarl import URL
 
 from tuner.traffic.anonymize import Anonymizer, anonymous_header
 from tuner.traffic.connections import IDLE_SECONDS
-from tuner.traffic.exchange import PATHS
+from tuner.traffic.exchange import PATHS, base_url
 from tuner.traffic.in_flight import InFlight, Stop
 from tuner.traffic.observation import Observation, Unrecordable
 from tuner.traffic.recording_file import RecordingFile
@@ -78,7 +78,7 @@ async def record(
         raise ValueError(f"listen {host}:{port}: expected a port from 0 to {MAX_PORT}")
     if URL(upstream).scheme not in ("http", "https") or not URL(upstream).host:
         raise ValueError(f"upstream: expected http://HOST:PORT, given {upstream!r}")
-    upstream = upstream.rstrip("/").removesuffix("/v1")  # the base URL of OpenAI's clients; theirs now ends so
+    upstream = base_url(upstream)
     ending = Stop(stop)
     with RecordingFile(out) as file, ending.by_signals():
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS)

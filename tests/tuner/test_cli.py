@@ -138,10 +138,10 @@ def test_fresh_starts_over_and_touches_nothing_else(tmp_path: Path) -> None:
     assert (run / "notes.txt").read_text() == "mine"
 
 
-def test_an_interruption_that_asyncio_lost_ends_the_run_all_the_same(
+def test_an_interruption_that_was_lost_ends_the_run_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It drops a KeyboardInterrupt that comes while its task ends; the signal's number is in the pipe that watches."""
+    """The KeyboardInterrupt never came; the signal's number is in the pipe that watches."""
     asked = itertools.count()
     monkeypatch.setattr(interrupt, "interrupted", lambda: next(asked) == 12)
     done = tune("run", study_file(tmp_path), "--out", tmp_path / "runs")

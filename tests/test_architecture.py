@@ -125,7 +125,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         TRAFFIC,
     ),
     "tuner.prediction": ("tuner.ladder", "tuner.serving", "tuner.simulation", SCORING, TRAFFIC),
-    "tuner.screening": ("search_spaces",),
+    "tuner.screening": ("search_spaces", "tuner.proposals", "tuner.surrogate"),
     "tuner.profiling": (
         "engine.profile",
         "engine.step_log",
@@ -169,6 +169,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
             "tuner.answers",
             "tuner.guide",
             "tuner.prediction",
+            "tuner.proposals",
             "tuner.screening",
             "tuner.simulation",
             "tuner.verification",

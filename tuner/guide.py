@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.profile import Profile
 from search_spaces.space import key
+from tuner.answers import QualityKey
 from tuner.bench import Bench
 from tuner.errors import ConfigRejected
 from tuner.outcome import Outcome
 from tuner.prediction import calibrated, capacity, misses
-from tuner.scored import score
-from tuner.screening import Knobs, Trust, screen, trust
-from tuner.serving import adapters
+from tuner.proposals import Seen, chances
+from tuner.screening import Candidate, Knobs, Trust, pick, screen, trust
 from tuner.serving.testbed import Load
 from tuner.simulation import Simulator, prompt_tokens
 
 SECONDS = 20.0
-"""Of this process's own time that a lot of proposals may take: about what a trial does."""
+"""Of this process's own time that predictions may take: about what a trial does."""
 
 
 class Guide:
@@ -32,18 +32,44 @@ class Guide:
         whole = [m for m in replays if m.purpose in ("calibration", "baseline") and m.stopped is None]
         self.slower = calibrated(unslowed, [(m.config, plan.load("tune", m.time_scale), m.records) for m in whole])
         self._simulator = unslowed.slower(self.slower)
+        self._predicted: dict[str, Candidate] = {}
+        self._left = 0
         self._foretold: list[tuple[float]] = []
         self._measured: list[tuple[float]] = []
-        self._tried: set[str] = set()
         self._verdict: Trust | None = None
 
-    def first(self, start: float) -> list[Knobs]:
-        """What to measure after the baseline. start: the load at which climbs begin."""
-        return self._lot(start, 0, ())
+    def screen(self, start: float) -> None:
+        """Predict for many configurations; `budget.screened` are proposed. start: the load of the first trials."""
+        plan, began = self._bench.plan, time.process_time()
+        found = screen(
+            plan.space,
+            plan.baseline,
+            lambda knobs: self._capacity(knobs, start),
+            seed=plan.spec.seed + len(self._predicted),
+            enough=lambda: time.process_time() - began > SECONDS,
+        )
+        self._predicted |= {key(one.knobs): one for one in found}
+        self._left = plan.spec.budget.screened
+        self._bench.report.note(
+            f"simulated {len(found)} configurations, steps {self.slower:.2f} times as long as profiled: "
+            f"{self._left} are measured next"
+        )
 
-    def told(self, knobs: Mapping[str, Any], outcome: Outcome, start: float) -> list[Knobs]:
-        """A trial has ended; what to measure next: a second lot after MIN_TRIALS, if those were foretold."""
-        self._tried.add(key(knobs))
+    def propose(self, seen: Sequence[Seen], quality_key: QualityKey) -> Knobs | None:
+        """The next trial, given those so far; None when it has no say."""
+        if not self._left or not self._predicted:
+            return None
+        self._left -= 1
+        candidates = list(self._predicted.values())
+        held = [self._predicted[key(one.knobs)] for one in seen if one.feasible and key(one.knobs) in self._predicted]
+        best = max((one.predicted for one in held), default=min(one.predicted for one in candidates))
+        space, tried = self._bench.plan.space, {key(one.knobs) for one in seen}
+        chance = chances(space, [one.knobs for one in candidates], seen, quality_key)
+        chosen = pick(candidates, chance, space, tried, best)
+        return None if chosen is None else chosen.knobs
+
+    def told(self, knobs: Mapping[str, Any], outcome: Outcome, start: float) -> None:
+        """A trial has ended. After MIN_TRIALS more are proposed if those were foretold."""
         rungs = outcome.rungs
         if not rungs and outcome.state == "measured" and outcome.time_scale is not None:
             rungs = ((outcome.time_scale, outcome.worst_slo),)
@@ -51,30 +77,13 @@ class Guide:
             self._foretold.append((foretold,))
             self._measured.append((rungs[0][1],))
         if self._verdict is not None or (found := trust(self._foretold, self._measured)).deserved is None:
-            return []
+            return
         self._verdict = found
-        if not found.deserved:
+        if found.deserved:
+            self.screen(start)
+        else:
+            self._left = 0
             self._bench.report.note(f"the simulator is not followed any further: {found}")
-            return []
-        return self._lot(start, 1, self._failing())
-
-    def _lot(self, start: float, number: int, excluded: Collection[str]) -> list[Knobs]:
-        plan, began = self._bench.plan, time.process_time()
-        found = screen(
-            plan.space,
-            plan.baseline,
-            lambda knobs: None if key(knobs) in self._tried else self._capacity(knobs, start),
-            lambda knobs: adapters.quality_key(plan.config(knobs)),
-            seed=plan.spec.seed + number,
-            proposals=plan.spec.budget.screened,
-            excluded=excluded,
-            enough=lambda: time.process_time() - began > SECONDS,
-        )
-        self._bench.report.note(
-            f"simulated {found.predicted} configurations, steps {self.slower:.2f} times as long as profiled: "
-            f"{len(found.proposals)} are measured next"
-        )
-        return [candidate.knobs for candidate in found.proposals]
 
     def _capacity(self, knobs: Knobs, start: float) -> float | None:
         plan = self._bench.plan
@@ -93,15 +102,3 @@ class Guide:
             return misses(self._simulator.replay(plan.config(knobs), plan.load("tune", scale)), plan.slos)
         except (ConfigRejected, ValueError):
             return None
-
-    def _failing(self) -> set[str]:
-        """Quality keys of answers that do not hold their floors."""
-        plan, store = self._bench.plan, self._bench.store
-        reference = self._bench.reference()
-        found = set()
-        for stored in store.measurements(self._bench.study_name):
-            if stored.measurement.probes:
-                constraints = score(stored.measurement, reference, plan.spec).constraints
-                if any(value > 0 for name, value in constraints.items() if name.startswith("quality:")):
-                    found.add(adapters.quality_key(stored.measurement.config))
-        return found

@@ -236,6 +236,15 @@ def _most_promising(
     return Proposed(candidates[chosen], float(over_peers[chosen]))
 
 
+def chances(
+    space: SearchSpace, candidates: Sequence[Knobs], seen: Sequence[Seen], quality_key: QualityKey | None
+) -> FloatArray:
+    """Probability that each candidate runs at all and meets the quality floors, by what the trials so far tell."""
+    points = np.array([encode(space, one) for one in candidates])
+    tried = np.array([encode(space, one.knobs) for one in seen])
+    return _chance(tried, points, seen, _answers(candidates, seen, quality_key))
+
+
 def _chance(
     tried: FloatArray, points: FloatArray, seen: Sequence[Seen], answers: Sequence[Answered | None]
 ) -> FloatArray:

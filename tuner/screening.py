@@ -1,7 +1,8 @@
 """Screening: which configurations are worth measuring first, by a predictor that is cheap and may be wrong.
 
 It orders and proposes, and never decides: what it proposes is measured like any other trial, and its predictions are
-told to nobody. How far they deserve to be followed is measured during the study (trust).
+told to nobody. Of quality it knows nothing: whether answers hold is what the trials so far tell (pick). How far its
+predictions deserve to be followed is measured during the study (trust).
 """
 
 from __future__ import annotations
@@ -12,15 +13,19 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from scipy.stats import qmc, spearmanr
 
 from search_spaces.space import ChoiceParameter, IntParameter, Parameter, SearchSpace, key
+from tuner.proposals import expected_improvement
+from tuner.surrogate import FloatArray
 
 Knobs = dict[str, Any]
 CANDIDATES = 256
-PROPOSALS = 8
 NEAREST = 0.08
 """Two proposals are at least so far apart, as a mean over knobs of 0 (same) to 1 (other choice, other end)."""
+ERROR = 0.15
+"""Standard deviation of ln(capacity / predicted) (docs/simulator.md)."""
 MIN_TRIALS = 12
 """Measured trials before a verdict (methods.md C6)."""
 MIN_SPEARMAN = 0.8
@@ -28,49 +33,46 @@ MIN_SPEARMAN = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A configuration and what was predicted for it: higher is better."""
+    """A configuration and the capacity that was predicted for it."""
 
     knobs: Knobs
-    group: str
     predicted: float
-
-
-@dataclass(frozen=True, slots=True)
-class Screening:
-    """proposals: best first. predicted: how many configurations there are predictions for. baseline: its own."""
-
-    proposals: tuple[Candidate, ...]
-    predicted: int
-    baseline: float | None
 
 
 def screen(
     space: SearchSpace,
     baseline: Mapping[str, Any],
     predict: Callable[[Knobs], float | None],
-    group: Callable[[Knobs], str],
     *,
     seed: int = 0,
-    candidates: int = CANDIDATES,
-    proposals: int = PROPOSALS,
-    excluded: Collection[str] = (),
+    count: int = CANDIDATES,
     enough: Callable[[], bool] = lambda: False,
-) -> Screening:
-    """Predict for many configurations of the space and propose a diverse few that should beat the baseline.
+) -> list[Candidate]:
+    """Predictions for the baseline, which comes first, and for many configurations of the space.
 
-    predict: None where nothing can be said. group: equal where the answers are (adapters.quality_key): the predictor
-    knows no quality, so the best of each group are proposed in turn, none of an `excluded` group. enough: asked between
-    predictions, ends them early.
+    predict: None where nothing can be said. enough: asked between predictions, ends them early.
     """
-    own = predict(dict(baseline))
-    found = []
-    for knobs in drawn(space, baseline, seed, candidates):
-        if enough():
+    found: list[Candidate] = []
+    for knobs in (dict(baseline), *drawn(space, baseline, seed, count)):
+        if found and enough():
             break
-        if (name := group(knobs)) not in excluded and (value := predict(knobs)) is not None:
-            found.append(Candidate(knobs, name, value))
-    better = [candidate for candidate in found if own is None or candidate.predicted > own]
-    return Screening(tuple(diverse(better, space, proposals)), len(found), own)
+        if (value := predict(knobs)) is not None:
+            found.append(Candidate(knobs, value))
+    return found
+
+
+def pick(
+    candidates: Sequence[Candidate], chances: FloatArray, space: SearchSpace, tried: Collection[str], best: float
+) -> Candidate | None:
+    """The one to measure next: the largest expected improvement of ln capacity over `best`, times the probability that
+    it runs and that its answers hold (chances). None nearer than NEAREST to one whose key was tried."""
+    near = [one.knobs for one in candidates if key(one.knobs) in tried]
+    logs = np.log([one.predicted for one in candidates])
+    hopes = expected_improvement(logs, np.full(len(logs), ERROR), math.log(best)) * chances
+    for index in np.argsort(-hopes, kind="stable"):
+        if all(distance(space, candidates[index].knobs, other) >= NEAREST for other in near):
+            return candidates[index]
+    return None
 
 
 def drawn(space: SearchSpace, baseline: Mapping[str, Any], seed: int, count: int) -> list[Knobs]:
@@ -99,21 +101,6 @@ def neighbours(space: SearchSpace, baseline: Mapping[str, Any]) -> list[Knobs]:
         for value in values:
             found.append(dict(space.active({**space.least(), **baseline, name: value})))
     return found
-
-
-def diverse(candidates: Sequence[Candidate], space: SearchSpace, count: int) -> list[Candidate]:
-    """The best of each group in turn, best group first; none nearer than NEAREST to one before it."""
-    queues: dict[str, list[Candidate]] = {}
-    for candidate in sorted(candidates, key=lambda c: (-c.predicted, key(c.knobs))):
-        queues.setdefault(candidate.group, []).append(candidate)
-    chosen: list[Candidate] = []
-    while len(chosen) < count and any(queues.values()):
-        for queue in queues.values():
-            while queue and any(distance(space, queue[0].knobs, c.knobs) < NEAREST for c in chosen):
-                queue.pop(0)
-            if queue and len(chosen) < count:
-                chosen.append(queue.pop(0))
-    return chosen
 
 
 def distance(space: SearchSpace, one: Mapping[str, Any], other: Mapping[str, Any]) -> float:

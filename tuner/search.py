@@ -88,7 +88,7 @@ def ask(
     refused: list[Mapping[str, Any]] = []
     trials = standing(study)
     tried = {key(space.active(t.params)) for t in trials if t.state.is_finished() and not _interrupted(t)}
-    if not any(trial.state == TrialState.WAITING for trial in trials):
+    if not waiting(trials):
         arm = arm_of(sum(trial.state in SEARCHED for trial in trials), startup_trials)
         proposed = _propose(arm, trials, space, baseline, tried, seed, quality_key)
         while not fits(proposed.knobs) and len(refused) < RE_ASKS:
@@ -112,9 +112,18 @@ def known_quality(
     trials: Collection[FrozenTrial], space: SearchSpace, knobs: Mapping[str, Any], quality_key: QualityKey
 ) -> float | None:
     """What a trial that answers as `knobs` do has told of their quality."""
-    seen = (_seen(trial, space) for trial in trials if trial.state in SEARCHED)
-    found = by_key(seen, quality_key).get(quality_key(knobs))
+    found = by_key(seen(trials, space), quality_key).get(quality_key(knobs))
     return found.quality if found is not None else None
+
+
+def seen(trials: Collection[FrozenTrial], space: SearchSpace) -> list[Seen]:
+    """What those that ended told."""
+    return [_seen(trial, space) for trial in trials if trial.state in SEARCHED]
+
+
+def waiting(trials: Collection[FrozenTrial]) -> bool:
+    """Whether some trial is enqueued."""
+    return any(trial.state == TrialState.WAITING for trial in trials)
 
 
 def suggest(trial: optuna.Trial, space: SearchSpace) -> dict[str, Any]:
@@ -197,9 +206,8 @@ def _propose(
     own_seed = seed * SEED_STRIDE + sum(not _interrupted(trial) for trial in trials)
     finished = [trial for trial in trials if trial.state in SEARCHED]
     if arm != "model" or len(finished) <= MODELLED:
-        seen = [_seen(trial, space) for trial in finished]
-        seen += [Seen(knobs, None, 0.0, 0.0, None) for knobs in refused]
-        return propose(arm, space, baseline, seen, tried, random.Random(own_seed), quality_key)
+        told = [*seen(finished, space), *(Seen(knobs, None, 0.0, 0.0, None) for knobs in refused)]
+        return propose(arm, space, baseline, told, tried, random.Random(own_seed), quality_key)
     shadow = optuna.create_study(directions=directions(), sampler=_tpe(own_seed))
     shadow.add_trials(finished)
     for _ in range(RE_ASKS):

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from engine.profile import Profile
 from search_spaces.space import key
 from tuner import search, stopping
+from tuner.answers import QualityKey
 from tuner.bench import Bench
 from tuner.climb import TIME_SCALE, Climb, incumbent_scale
 from tuner.errors import ConfigRejected, DoesNotFit, LaunchError
@@ -172,13 +173,16 @@ def _search(
         if profiler is not None:
             session.bench.report.begin("profile")
             guide = Guide(session.bench, profiler(plan))
-        for knobs in [*first, *(guide.first(start) if guide is not None else ())]:
+            guide.screen(start)
+        for knobs in first:
             study.enqueue_trial(dict(knobs))
     in_a_row = 0
     quality_key = partial(_quality_key, plan)
     keep_watch(session.bench, study, start)
     while (why := _stop(session)) is None:
         fits = partial(_fits, session.bench)
+        if guide is not None:
+            _enqueue_guided(session, guide, quality_key)
         proposal = search.ask(
             study, plan.space, plan.baseline, spec.seed, spec.budget.startup_trials, fits, quality_key
         )
@@ -192,8 +196,8 @@ def _search(
         if proposal.replicate:
             proposal.trial.set_user_attr("replicate", True)
         _tell(session, proposal.trial, outcome, config)
-        for knobs in guide.told(proposal.knobs, outcome, start) if guide is not None else ():
-            study.enqueue_trial(dict(knobs))
+        if guide is not None:
+            guide.told(proposal.knobs, outcome, start)
         keep_watch(session.bench, study, start)
         in_a_row = in_a_row + 1 if outcome.state == "broken" else 0
         if in_a_row == MAX_BROKEN:
@@ -201,6 +205,15 @@ def _search(
             raise LaunchError(f"{in_a_row} trials in a row broke; the last: {outcome.reason}: {outcome.detail}")
     _ends(session, why)
     session.bench.report.note(f"the search ended: {stopping.WORDS[why]}")
+
+
+def _enqueue_guided(session: Session, guide: Guide, quality_key: QualityKey) -> None:
+    """What the simulator would try next, where nothing else waits."""
+    trials = search.standing(session.study)
+    if search.waiting(trials):
+        return
+    if (knobs := guide.propose(search.seen(trials, session.bench.plan.space), quality_key)) is not None:
+        session.study.enqueue_trial(knobs)
 
 
 def _quality_key(plan: Plan, knobs: Mapping[str, Any]) -> str:

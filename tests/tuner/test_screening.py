@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 
 from search_spaces.space import ChoiceParameter, FloatParameter, IntParameter, SearchSpace, key
-from tuner.screening import Knobs, distance, drawn, neighbours, screen, trust
+from tuner.screening import NEAREST, Candidate, Knobs, distance, drawn, neighbours, pick, screen, trust
+from tuner.surrogate import FloatArray
 
 SPACE = SearchSpace(
     {
@@ -27,10 +30,6 @@ def speed(knobs: Knobs) -> float:
     """More seats and fewer bits are faster; a window too."""
     bits = {"auto": 0, "int8": 10, "int4": 20}[knobs["dtype"]]
     return float(knobs["seqs"] + bits + (5 if knobs["window"] else 0))
-
-
-def dtype(knobs: Knobs) -> str:
-    return str(knobs["dtype"])
 
 
 def test_candidates_are_valid_different_and_not_the_baseline() -> None:
@@ -62,26 +61,10 @@ def test_neighbours_differ_from_the_baseline_in_one_knob() -> None:
     assert all(sum(BASELINE.get(n) != k.get(n) for n in BASELINE) <= 1 for k in found)
 
 
-def test_the_best_of_each_kind_of_answers_are_proposed_in_turn() -> None:
-    found = screen(SPACE, BASELINE, speed, dtype, candidates=200, proposals=6)
-    assert [candidate.group for candidate in found.proposals] == ["int4", "int8", "auto"] * 2
-    assert found.baseline == 16 and found.predicted == 200
-    for name in ("auto", "int8", "int4"):
-        best, second = (c for c in found.proposals if c.group == name)
-        assert best.predicted == max(speed(k) for k in drawn(SPACE, BASELINE, 0, 200) if k["dtype"] == name)
-        assert best.predicted >= second.predicted and distance(SPACE, best.knobs, second.knobs) >= 0.08
-
-
-def test_nothing_worse_than_the_baseline_and_nothing_whose_answers_are_known_to_be_bad() -> None:
-    found = screen(SPACE, BASELINE, speed, dtype, candidates=200, proposals=200, excluded={"int4"})
-    assert {candidate.group for candidate in found.proposals} == {"auto", "int8"}
-    assert min(candidate.predicted for candidate in found.proposals) > 16
-    assert not screen(SPACE, BASELINE, lambda knobs: 1.0, dtype).proposals
-
-
-def test_what_cannot_be_predicted_is_not_proposed() -> None:
-    found = screen(SPACE, BASELINE, lambda knobs: None if knobs["window"] else speed(knobs), dtype, candidates=100)
-    assert found.proposals and not any(candidate.knobs["window"] for candidate in found.proposals)
+def test_the_baseline_is_predicted_first_and_what_cannot_be_predicted_is_left_out() -> None:
+    found = screen(SPACE, BASELINE, lambda knobs: None if knobs["window"] else speed(knobs), count=200)
+    assert found[0].knobs == BASELINE and found[0].predicted == 16
+    assert not any(candidate.knobs["window"] for candidate in found) and 50 < len(found) < 200
 
 
 def test_it_ends_when_that_is_enough() -> None:
@@ -91,7 +74,38 @@ def test_it_ends_when_that_is_enough() -> None:
         asked.append(knobs)
         return speed(knobs)
 
-    assert screen(SPACE, BASELINE, predict, dtype, enough=lambda: len(asked) > 10).predicted == 10
+    assert len(screen(SPACE, BASELINE, predict, enough=lambda: len(asked) > 10)) == 11 == len(asked)
+
+
+def of_dtype(candidates: list[Candidate], chances: Mapping[str, float]) -> FloatArray:
+    return np.array([chances[one.knobs["dtype"]] for one in candidates])
+
+
+@pytest.mark.parametrize(
+    ("case", "chances", "dtype"),
+    [
+        ("nothing is known of answers: the fastest", {"auto": 1, "int8": 1, "int4": 1}, "int4"),
+        ("those of the fastest are known not to hold", {"auto": 1, "int8": 1, "int4": 0}, "int8"),
+        ("those of the fastest hardly ever hold", {"auto": 1, "int8": 1, "int4": 0.01}, "int8"),
+        ("only those of the baseline hold", {"auto": 1, "int8": 0, "int4": 0}, "auto"),
+    ],
+)
+def test_the_fastest_whose_answers_may_hold_comes_first(case: str, chances: dict[str, float], dtype: str) -> None:
+    candidates = screen(SPACE, BASELINE, speed, count=200)
+    chosen = pick(candidates, of_dtype(candidates, chances), SPACE, {key(BASELINE)}, 16)
+    assert chosen is not None and chosen.knobs["dtype"] == dtype, case
+    assert chosen.predicted == max(one.predicted for one in candidates if one.knobs["dtype"] == dtype), case
+
+
+def test_none_is_tried_again_nor_a_near_one() -> None:
+    candidates = screen(SPACE, BASELINE, speed, count=200)
+    chances, tried, chosen = np.ones(len(candidates)), {key(BASELINE)}, [candidates[0]]
+    while (found := pick(candidates, chances, SPACE, tried, 16)) is not None:
+        assert min(distance(SPACE, found.knobs, one.knobs) for one in chosen) >= NEAREST
+        tried.add(key(found.knobs))
+        chosen.append(found)
+    assert 10 < len(chosen) < 200
+    assert pick(candidates[:1], np.ones(1), SPACE, {key(BASELINE)}, 16) is None
 
 
 @pytest.mark.parametrize(

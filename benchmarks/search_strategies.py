@@ -101,19 +101,28 @@ class Library:
         self._trial = None
 
 
-class Grid:
-    """Every configuration, the last knob fastest."""
+class Listed:
+    """Every configuration in an order that was settled before the first trial."""
 
-    def __init__(self, table: Table) -> None:
-        self._left = sorted(
-            table.configurations, key=lambda one: [table.choices[name].index(one[name]) for name in table.choices]
-        )
+    def __init__(self, order: Sequence[Knobs]) -> None:
+        self._left = list(order)
 
     def ask(self) -> Knobs:
         return self._left[0]
 
     def tell(self, outcome: Outcome) -> None:
         self._left = [one for one in self._left if key(one) != key(outcome.knobs)]
+
+
+def grid(table: Table) -> Listed:
+    """The last knob fastest."""
+    places = {name: values.index for name, values in table.choices.items()}
+    return Listed(sorted(table.configurations, key=lambda one: [place(one[name]) for name, place in places.items()]))
+
+
+def oracle(table: Table) -> Listed:
+    """Who knows the truth, and pays for the baseline and the climb all the same: what no search can do without."""
+    return Listed(sorted(table.configurations, key=lambda one: -table.goodputs[key(one)]))
 
 
 class Ours:
@@ -174,7 +183,7 @@ def contenders(ours_startup: int) -> dict[str, Callable[[Table, int], Strategy]]
 
     return {
         "random": library(lambda seed: RandomSampler(seed=seed)),
-        "grid order": lambda table, seed: Grid(table),
+        "grid order": lambda table, seed: grid(table),
         "Sobol": library(lambda seed: QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)),
         "NSGA-II": library(lambda seed: NSGAIISampler(seed=seed, population_size=20)),
         "TPE": library(lambda seed: TPESampler(seed=seed, n_startup_trials=STARTUP)),
@@ -185,6 +194,7 @@ def contenders(ours_startup: int) -> dict[str, Callable[[Table, int], Strategy]]
             lambda seed: GPSampler(seed=seed, n_startup_trials=STARTUP, deterministic_objective=False)
         ),
         "ours": lambda table, seed: Ours(table, seed, ours_startup),
+        "oracle": lambda table, seed: oracle(table),
     }
 
 

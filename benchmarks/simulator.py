@@ -7,22 +7,22 @@
 engine: takes a profile with the demo's traffic (or reads one), measures configurations of the demo's space on the
 real engine, none of which was profiled, and compares: mean absolute percentage error of percentiles and goodput, rank
 correlations. The baseline's own replays tell how much slower the machine is than its profile, and are not compared.
-table: the same for the load that each line of a factorial table holds; the baseline's line is the calibration.
+table: the same for the load that each configuration of a factorial table holds; the baseline's is the calibration.
 speed: simulated replays and climbs a minute of one core's own time.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
+import math
 import os
 import statistics
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,10 @@ import msgspec
 from scipy.stats import spearmanr
 
 from benchmarks import factorial
+from benchmarks.search_smooth import fitted_capacities
+from benchmarks.search_table import load_table
 from engine.profile import Profile
+from search_spaces.space import key
 from tuner.environment import environment
 from tuner.plan import Plan, make_plan
 from tuner.prediction import calibrated, capacity, misses
@@ -122,43 +125,50 @@ def ranks(rows: Sequence[tuple[float, Figures, Figures]]) -> dict[str, float]:
 
 
 def against_table(profile: Profile, path: Path, every: int) -> dict[str, Any]:
-    """The load that each measured configuration holds, simulated; in rungs of the table's ladder."""
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    header, *lines = [json.loads(line) for line in data.decode().splitlines()]
+    """The load up to which each configuration of a table holds, simulated, in rungs of its ladder; against its cells as
+    they were measured, and without their noise (search_smooth). `cells`: how far those two agree with one another,
+    which is about what a forecast without error would reach against the cells."""
+    table = load_table(path)
     with tempfile.TemporaryDirectory() as directory:
-        plan = factorial.plan_of(header["mix"], Path(directory))
-    measured = [line for line in lines if line.get("rungs")]
-    baseline = next(line for line in measured if line["knobs"] == header["baseline"])
+        plan = factorial.plan_of(table.mix, Path(directory))
+    cells = {name: in_rungs(value) for name, value in table.ln_capacities.items()}
+    fitted = dict(zip(table.measured, map(in_rungs, fitted_capacities(table).tolist()), strict=True))
     ours = simulator_of(plan, profile)
-    factor = fitted_factor(ours, plan, held(baseline))
+    factor = fitted_factor(ours, plan, fitted[key(table.baseline)])
     slowed = ours.slower(factor)
-    rows = [(line["knobs"], held(line), simulated_rung(slowed, plan, line["knobs"])) for line in measured[::every]]
-    found: dict[str, Any] = {"slower": round(factor, 3), "configurations": len(rows)}
-    for name, chosen in {
-        "all": rows,
-        "without speculation": [row for row in rows if not row[0]["num_speculative_tokens"]],
-        "with speculation": [row for row in rows if row[0]["num_speculative_tokens"]],
+    chosen = [knobs for knobs in table.configurations if key(knobs) in cells][::every]
+    simulated = {key(knobs): simulated_rung(slowed, plan, knobs) for knobs in chosen}
+    found: dict[str, Any] = {"slower": round(factor, 3), "configurations": len(chosen)}
+    for name, wanted in {
+        "all": chosen,
+        "without speculation": [knobs for knobs in chosen if not knobs["num_speculative_tokens"]],
+        "with speculation": [knobs for knobs in chosen if knobs["num_speculative_tokens"]],
     }.items():
-        if chosen:
-            found[name] = agreement([row[1] for row in chosen], [row[2] for row in chosen])
+        found[name] = {
+            "as measured": agreement([cells[key(one)] for one in wanted], [simulated[key(one)] for one in wanted]),
+            "without noise": agreement([fitted[key(one)] for one in wanted], [simulated[key(one)] for one in wanted]),
+            "cells": agreement([cells[key(one)] for one in wanted], [fitted[key(one)] for one in wanted]),
+        }
     return found
+
+
+def in_rungs(ln_scale: float) -> float:
+    """Between the rungs of the table's ladder, the lowest of which is 0."""
+    first, second = factorial.LADDER[:2]
+    return (ln_scale - math.log(first)) / math.log(second / first)
 
 
 def agreement(measured: Sequence[float], simulated: Sequence[float]) -> dict[str, float]:
     apart = [ours - theirs for theirs, ours in zip(measured, simulated, strict=True)]
     return {
         "spearman": round(float(spearmanr(measured, simulated).statistic), 3),
-        "within_a_rung": round(sum(abs(x) < 1.5 for x in apart) / len(apart), 3),
+        "within_a_rung": round(sum(abs(x) < 1 for x in apart) / len(apart), 3),
         "rungs_too_high": round(statistics.fmean(apart), 2),
     }
 
 
-def held(line: dict[str, Any]) -> int:
-    return max((int(rung) for rung, found in line["rungs"].items() if factorial.holds(found)), default=-1)
-
-
-def simulated_rung(simulator: Simulator, plan: Plan, knobs: dict[str, Any], first: int = 14) -> float:
-    """Where the table's ladder would end, between rungs."""
+def simulated_rung(simulator: Simulator, plan: Plan, knobs: Mapping[str, Any], first: int = 14) -> float:
+    """Where the worst SLO would just be met, between rungs of the table's ladder."""
     ladder, found = factorial.LADDER, dict[int, float]()
 
     def holds(rung: int) -> bool:
@@ -170,15 +180,15 @@ def simulated_rung(simulator: Simulator, plan: Plan, knobs: dict[str, Any], firs
         rung += 1 if holds(rung) else -1
     best = max((rung for rung, violation in found.items() if violation <= 0), default=-1)
     missed = found.get(best + 1)
-    return best if missed is None or best < 0 else best + found[best] / (found[best] - missed) - 0.5
+    return best if missed is None or best < 0 else best + found[best] / (found[best] - missed)
 
 
-def fitted_factor(simulator: Simulator, plan: Plan, rung: int) -> float:
-    """How much slower than its profile the machine was when the baseline held this rung."""
+def fitted_factor(simulator: Simulator, plan: Plan, rung: float) -> float:
+    """How much slower than its profile the machine was where the baseline holds this rung."""
     low, high = 0.25, 4.0
     while high / low > 1.02:
         middle = (low * high) ** 0.5
-        above = simulated_rung(simulator.slower(middle), plan, dict(plan.baseline)) > rung
+        above = simulated_rung(simulator.slower(middle), plan, plan.baseline) > rung
         low, high = (middle, high) if above else (low, middle)
     return (low * high) ** 0.5
 

@@ -4,9 +4,10 @@
     python -m benchmarks.simulator table --profile profile.json --table benchmarks/tables/assistant.jsonl.gz
     python -m benchmarks.simulator speed --profile profile.json
 
-engine: takes a profile with the demo's traffic (or reads one), measures configurations of the demo's space on the
-real engine, none of which was profiled, and compares: mean absolute percentage error of percentiles and goodput, rank
-correlations. The baseline's own replays tell how much slower the machine is than its profile, and are not compared.
+Takes a profile first, with the demo's traffic or the table's (or reads one).
+engine: measures configurations of the demo's space on the real engine, none of which was profiled, and compares: mean
+absolute percentage error of percentiles and goodput, rank correlations. The baseline's own replays tell how much slower
+the machine is than its profile, and are not compared.
 table: the same for the load that each configuration of a factorial table holds; the baseline's is the calibration.
 speed: simulated replays and climbs a minute of one core's own time.
 """
@@ -124,13 +125,11 @@ def ranks(rows: Sequence[tuple[float, Figures, Figures]]) -> dict[str, float]:
     return found
 
 
-def against_table(profile: Profile, path: Path, every: int) -> dict[str, Any]:
+def against_table(plan: Plan, profile: Profile, path: Path, every: int) -> dict[str, Any]:
     """The load up to which each configuration of a table holds, simulated, in rungs of its ladder; against its cells as
     they were measured, and without their noise (search_smooth). `cells`: how far those two agree with one another,
     which is about what a forecast without error would reach against the cells."""
     table = load_table(path)
-    with tempfile.TemporaryDirectory() as directory:
-        plan = factorial.plan_of(table.mix, Path(directory))
     cells = {name: in_rungs(value) for name, value in table.ln_capacities.items()}
     fitted = dict(zip(table.measured, map(in_rungs, fitted_capacities(table).tolist()), strict=True))
     ours = simulator_of(plan, profile)
@@ -223,16 +222,17 @@ def main() -> None:
     if args.core is not None:
         os.sched_setaffinity(0, {args.core})
     with tempfile.TemporaryDirectory(prefix="simulator-") as scratch:
+        plan = demo_plan() if args.table is None else factorial.plan_of(load_table(args.table).mix, Path(scratch))
         if args.profile is not None and args.profile.exists():
             profile = msgspec.json.decode(args.profile.read_bytes(), type=Profile)
         else:
-            profile = measure_profile(demo_plan(), Path(scratch))
+            profile = measure_profile(plan, Path(scratch))
             if args.profile is not None:
                 args.profile.write_bytes(msgspec.json.encode(profile))
         if args.part == "engine":
-            found = against_engine(demo_plan(), profile, args.configurations, Path(scratch))
+            found = against_engine(plan, profile, args.configurations, Path(scratch))
         elif args.part == "table":
-            found = against_table(profile, args.table, args.every)
+            found = against_table(plan, profile, args.table, args.every)
         elif args.part == "speed":
             found = speed(profile)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -64,8 +64,9 @@ def profiling_load(load: Load) -> Load:
     return Load(requests, span, load.window, max(span / SECONDS, 1.0), load.drain_timeout)
 
 
-def take_profile(settings: EngineSettings, configs: Iterable[ServingConfig], load: Load) -> Profile:
-    """Replay `load` under each of `configs` on a logged engine of its own. Those that the engine refuses are left out.
+def take_profile(settings: EngineSettings, configs: Sequence[ServingConfig], load: Load) -> Profile:
+    """Replay `load` under each of `configs` on a logged engine of its own, there and back: a machine that grows slower
+    meanwhile must not make those slow that come last. Those that the engine refuses are left out.
 
     Raises ValueError where too few steps ran, ServingError where the engine cannot be started.
     """
@@ -73,7 +74,7 @@ def take_profile(settings: EngineSettings, configs: Iterable[ServingConfig], loa
     launcher = (*(settings.launcher or adapters.BUNDLED_COMMAND), "--step-log", str(log))
     refused: list[ServingError] = []
     with LiveTestbed(replace(settings, launcher=launcher), {}) as testbed:
-        for config in configs:
+        for config in (*configs, *reversed(configs)):
             try:
                 testbed.measure(config, load, purpose="trial", probes=None, stop=None)
             except ServingError as error:

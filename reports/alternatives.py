@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reports.parts import Cell, Paragraph, Section, Table, value, verdict, word
+from reports.parts import Cell, Paragraph, Section, Table, value, word
 from reports.style import RECOMMENDED
 from reports.text import interval, number, plain, quality, seconds
 from tuner.alternatives import WORDS, Alternative
@@ -20,7 +20,8 @@ HEADINGS = ("alternative", "trial", "goodput (requests/s)", "load", "quality")
 class Row:
     """One configuration. labels: what it is the best in, "recommended" first. goodput: requests/s at time_scale times
     the recorded rate. tail_latency: seconds there. Bytes: of weights and KV pool, and of KV for one sequence of full
-    length; None where the checkpoint is gone. The changes are against the recommended one, per cent; None of itself."""
+    length; None where the checkpoint is gone. origin: of goodput and tail. The changes are against the recommended
+    one, per cent; None of itself, and where its origin is another."""
 
     labels: tuple[str, ...]
     trial: int
@@ -30,7 +31,7 @@ class Row:
     tail_latency: float
     memory_bytes: int | None
     sequence_bytes: int | None
-    tested: bool
+    origin: str
     goodput_change: float | None
     tail_latency_change: float | None
     sequence_bytes_change: float | None
@@ -46,6 +47,7 @@ def info(recommendation: Recommendation) -> tuple[Row, ...]:
 def _row(one: Alternative, recommended: Alternative) -> Row:
     assert one.trial.objectives is not None
     tail, tail_before = one.worth.tail_latency, recommended.worth.tail_latency
+    alike = one is not recommended and one.origin == recommended.origin
     sizes = [None if each.memory is None else each.memory.sequence for each in (one, recommended)]
     itself = one is recommended
     return Row(
@@ -57,9 +59,9 @@ def _row(one: Alternative, recommended: Alternative) -> Row:
         tail_latency=tail,
         memory_bytes=None if one.memory is None else one.memory.total,
         sequence_bytes=sizes[0],
-        tested=one.tested,
-        goodput_change=None if itself else _change(one.worth.goodput.value, recommended.worth.goodput.value),
-        tail_latency_change=None if itself else _change(tail, tail_before),
+        origin=one.origin,
+        goodput_change=_change(one.worth.goodput.value, recommended.worth.goodput.value) if alike else None,
+        tail_latency_change=_change(tail, tail_before) if alike else None,
         sequence_bytes_change=None if itself else _change(*sizes),
     )
 
@@ -70,12 +72,13 @@ def _change(new: float | None, old: float | None) -> float | None:
 
 def section(rows: Sequence[Row], tail_name: str) -> Section:
     """The rows as a table, and what the labels mean."""
-    columns = (*HEADINGS, tail_name, "memory (MiB)", "KV of a sequence (MiB)", "measured again")
+    columns = (*HEADINGS, tail_name, "memory (MiB)", "KV of a sequence (MiB)", "goodput of")
     labelled = {label for row in rows for label in row.labels}
     meaning = "; ".join(f"{label}: {words}" for label, words in WORDS.items() if label in labelled)
     about = (
         f"Of the feasible trials that missed nothing when measured again. {meaning[:1].upper()}{meaning[1:]}. Changes "
-        "in per cent are against the recommended one. What was not measured again is as the search saw it, once. "
+        "in per cent are against the recommended one, where both figures come from the same window: another has other "
+        "requests, and what the search saw once is the best of many noisy readings. "
         "tune export --trial N writes the files of one of them."
     )
     cells = tuple((RECOMMENDED if RECOMMENDED in row.labels else "", _cells(row)) for row in rows)
@@ -92,7 +95,7 @@ def _cells(row: Row) -> tuple[Cell, ...]:
         value(seconds(row.tail_latency) + _signed(row.tail_latency_change), row.tail_latency),
         value(_mib(row.memory_bytes), row.memory_bytes),
         value(_mib(row.sequence_bytes) + _signed(row.sequence_bytes_change), row.sequence_bytes),
-        verdict(row.tested),
+        word(row.origin),
     )
 
 

@@ -12,7 +12,7 @@ from tuner.pareto import knee, non_dominated
 from tuner.results import StudyResults, TrialResult
 from tuner.scored import config_of
 from tuner.serving.adapters import Memory, memory
-from tuner.worth import Proven
+from tuner.worth import ORIGINS, Proven
 
 Label = Literal["knee", "best quality", "lowest latency", "lowest memory"]
 WORDS: Mapping[Label, str] = {
@@ -37,6 +37,11 @@ class Alternative:
     worth: Proven
     memory: Memory | None
     tested: bool
+
+    @property
+    def origin(self) -> str:
+        """Where its figures come from."""
+        return ORIGINS[self.worth.purpose]
 
 
 def alternatives(
@@ -75,6 +80,7 @@ def as_dict(one: Alternative) -> dict[str, Any]:
         "tail_latency": one.worth.tail_latency,
         "memory": None if one.memory is None else asdict(one.memory) | {"total": one.memory.total},
         "tested": one.tested,
+        "origin": one.origin,
         "knobs": dict(one.trial.knobs),
     }
 

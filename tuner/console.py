@@ -142,7 +142,7 @@ def _alternatives_table(found: Sequence[Alternative]) -> Table:
     """What else could be deployed, the recommended one first."""
     table = Table(box=None, pad_edge=False)
     for heading in ("alternative", "trial", "goodput (requests/s)", "load", "quality", "tail (s)", "memory (MiB)",
-                    "KV of a sequence (MiB)", "measured again"):  # fmt: skip
+                    "KV of a sequence (MiB)", "goodput of"):  # fmt: skip
         table.add_column(heading, justify="left" if heading == "alternative" else "right")
     for place, one in enumerate(found):
         assert one.trial.objectives is not None
@@ -152,7 +152,7 @@ def _alternatives_table(found: Sequence[Alternative]) -> Table:
             ", ".join(one.labels if place else ("recommended", *one.labels)), str(one.trial.number),
             f"{goodput.value:.2f} [{goodput.low:.2f}, {goodput.high:.2f}]", f"{one.worth.time_scale:.3g}x",
             f"{quality:.4f}", f"{tail:.4f}", "-" if taken is None else f"{taken.total / 2**20:.1f}",
-            "-" if taken is None else f"{taken.sequence / 2**20:.3g}", "yes" if one.tested else "no",
+            "-" if taken is None else f"{taken.sequence / 2**20:.3g}", one.origin,
         )  # fmt: skip
     return table
 

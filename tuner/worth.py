@@ -20,6 +20,8 @@ at them is half a rung too modest on the average."""
 
 SEARCH, AGAIN = "search", ("repeat", "holdout")
 """What a worth rests on: the search, or replays after it on the tuning window and on the held-out one."""
+ORIGINS = {SEARCH: "search, once", "repeat": "tuning window, again", "holdout": "held-out window"}
+"""Where the figures of a worth come from, for tables: those of two windows are not to be compared to a few per cent."""
 
 
 @dataclass(frozen=True, slots=True)

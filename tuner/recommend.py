@@ -19,12 +19,12 @@ from tuner.worth import SEARCH, Proven, climbs, proven, replays_of, shown
 RULE = (
     "Among the configurations that meet every SLO and quality floor (and held them when measured again, if any did): "
     "the largest lower 95 % bound of goodput at the highest load that each holds; of one that was measured again, on "
-    "the window where that is least. Finalists race: the load that one is worth is the highest that a further replay "
-    "would hold with probability 0.95, and the one with the largest lower bound of capacity goes on to held-out "
-    "traffic, where it must hold too. Those on the Pareto front whose goodput intervals reach that bound are tied; the "
-    "tie goes to the larger smallest SLO margin (in steps of 0.05), then to higher quality (in steps of 0.005), then "
-    "to fewer changes from the baseline. A feasible baseline is kept unless the goodput interval lies above the "
-    "baseline's."
+    "the window where that is least, of equal loads on held-out traffic. Finalists race: the load that one is worth is "
+    "the highest that a further replay would hold with probability 0.95, and the one with the largest lower bound of "
+    "capacity goes on to held-out traffic, where it must hold too. Those on the Pareto front whose goodput intervals "
+    "reach that bound are tied; the tie goes to the larger smallest SLO margin (in steps of 0.05), then to higher "
+    "quality (in steps of 0.005), then to fewer changes from the baseline. A feasible baseline is kept unless the "
+    "goodput interval lies above the baseline's."
 )
 MARGIN_STEP = 0.05
 QUALITY_STEP = 0.005

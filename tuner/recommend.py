@@ -69,10 +69,10 @@ class Recommendation:
 
 def recommend(results: StudyResults) -> Recommendation:
     """Apply RULE. The order of the trials and of the validations changes nothing."""
-    feasible = [trial for trial in results.trials if trial.state == "feasible"]
+    feasible, standing = list(results.candidates), held(results)
     if not feasible:
         return _abstain(results)
-    missed, validated, standing = _missed_validations(results), _validated(results), held(results)
+    missed, validated = _missed_validations(results), _validated(results)
     worth = {trial.number: proven(results, trial) for trial in (results.baseline, *feasible) if trial.traffic}
     stood = _furthest(results, [trial for trial in feasible if trial.number in standing])
     candidates = _better_than_baseline(stood or feasible, results.baseline, worth, missed)

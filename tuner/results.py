@@ -121,6 +121,17 @@ class StudyResults:
         return self.trials[0]
 
     @property
+    def candidates(self) -> tuple[TrialResult, ...]:
+        """The feasible trials by number, each configuration once, by its first feasible one: a replicate is another
+        reading of it. The baseline's is trial 0 alone, once that was measured."""
+        feasible = sorted((t for t in self.trials if t.state == "feasible"), key=lambda trial: trial.number)
+        kept = [self.baseline] if self.baseline.traffic is not None else []
+        for trial in feasible:
+            if all(dict(trial.knobs) != dict(one.knobs) for one in kept):
+                kept.append(trial)
+        return tuple(trial for trial in kept if trial.state == "feasible")
+
+    @property
     def front(self) -> tuple[TrialResult, ...]:
         return tuple(t for t in self.trials if t.on_front)
 

@@ -211,6 +211,18 @@ def test_changes_that_buy_the_same_share_a_line() -> None:
     assert not [reason for reason in reasons if reason.startswith("It differs")], "said already"
 
 
+def test_a_replicate_is_no_other_configuration() -> None:
+    again, twice = trial_of(1, 3.5, knobs=trial_of(0, 2.0).knobs), trial_of(3, 3.1, knobs=trial_of(2, 3.0).knobs)
+    study = study_of(trial_of(0, 2.0), again)
+    assert [trial.number for trial in study.candidates] == [0]
+    kept = recommend(study)
+    assert kept.trial is not None and kept.trial.number == 0, "a lucky reading of the baseline is the baseline"
+    found = recommend(study_of(trial_of(0, 2.0), again, trial_of(2, 3.0), twice))
+    assert found.trial is not None and found.trial.number == 2 and not found.runners_up[1:]
+    unmeasured = study_of(_failed(0), trial_of(1, 3.0, knobs=_failed(0).knobs))
+    assert [trial.number for trial in unmeasured.candidates] == [1]
+
+
 TTFT = "chat p95 ttft at its load"
 
 
@@ -247,7 +259,7 @@ def test_nothing_measured_is_an_abstention() -> None:
 margins = st.floats(-1.0, 1.0)
 trials = st.builds(trial_of, st.just(0), st.floats(0.5, 5.0), margin=margins, quality=st.floats(0.5, 1.0))
 studies = st.lists(trials, min_size=1, max_size=8).map(
-    lambda drawn: [dataclasses.replace(trial, number=i, knobs={"max_num_seqs": i % 3}) for i, trial in enumerate(drawn)]
+    lambda drawn: [dataclasses.replace(trial, number=i, knobs={"max_num_seqs": i}) for i, trial in enumerate(drawn)]
 )
 
 

@@ -262,6 +262,28 @@ def test_at_one_load_two_of_three_replays_decide(tmp_path: Path, store: Store, m
     assert (number in held(results)) == holds
 
 
+def test_a_configuration_races_once_however_often_it_was_tried(tmp_path: Path, store: Store) -> None:
+    space = {"parameters": {"max_num_seqs": {"type": "choice", "choices": [11, 16]}}}
+    budget = {"trials": 4, "startup_trials": 2, "finalists": 2, "examine": False, "plateau": False}
+    testbed = run(spec_of(tmp_path, budget=budget, search_space=space), store, lambda *asked: None, tried=(16, 16))
+    results = load_results(store, "fake")
+    assert sum(trial.state == "feasible" for trial in results.trials) > 2, "a replicate among them"
+    assert {call.config.knobs["max_num_seqs"] for call in testbed.calls if call.purpose == "repeat"} == {11, 16}
+    assert {v.trial for v in results.validations if v.purpose == "repeat"} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("load", "asked"), cases([("the study's own load is less", 0.5, False), ("it is more", 1.15, True)])
+)
+def test_the_recorded_rate_is_not_asked_of_who_need_not_hold_it(
+    tmp_path: Path, store: Store, load: float, asked: bool
+) -> None:
+    spec = spec_of(tmp_path, traffic={**auto(tmp_path), "time_scale": load})
+    testbed = run(spec, store, lambda seqs, purpose, scale, times: 7 if load < 1 else None)
+    assert ("recorded_rate" in {call.purpose for call in testbed.calls}) == asked
+    assert recommend(load_results(store, "fake")).deployable
+
+
 def test_the_first_repeat_alone_asks_the_last_probes(tmp_path: Path, store: Store) -> None:
     testbed = run(spec_of(tmp_path), store, lambda *asked: None)
     asked = [call.probes for call in testbed.calls if call.purpose == "repeat"]

@@ -30,9 +30,10 @@ def why(
     """Its constraints as the search measured them, and its rivals."""
     quality, closest = quality_of(chosen), min(chosen.constraints.items(), key=lambda item: (-item[1], item[0]))
     baseline, searched = results.baseline, chosen.time_scale or results.time_scale
+    met = f"met all {len(chosen.constraints)} constraints at {searched:.3g}x the recorded rate, "
+    met += f"{closest[0]} most narrowly: {_spare(*closest)}"
     reasons = [
-        f"In the search it met all {len(chosen.constraints)} constraints at {searched:.3g}x the recorded rate, "
-        f"{closest[0]} most narrowly: {_spare(*closest)}.",
+        f"In the search it {met if closest[1] <= 0 else f'missed {missed_by(*closest)} at {searched:.3g}x'}.",
         f"Quality {quality.value:.4f} ({quality.low:.4f} to {quality.high:.4f}) of the full-precision reference.",
     ]
     if (needed := replicas(worth[chosen.number].time_scale)) > 1:

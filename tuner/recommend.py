@@ -71,11 +71,13 @@ def recommend(results: StudyResults) -> Recommendation:
     """Apply RULE. The order of the trials and of the validations changes nothing."""
     feasible, standing = list(results.candidates), held(results)
     if not feasible:
+    if results.baseline not in feasible and stands(results, results.baseline):
+        feasible.insert(0, results.baseline)
         return _abstain(results)
     missed, validated = _missed_validations(results), _validated(results)
     worth = {trial.number: proven(results, trial) for trial in (results.baseline, *feasible) if trial.traffic}
     stood = _furthest(results, [trial for trial in feasible if trial.number in standing])
-    candidates = _better_than_baseline(stood or feasible, results.baseline, worth, missed)
+    candidates = _better_than_baseline(stood or feasible, results, worth, missed)
     kept = not candidates
     ranked = _ranked(candidates or stood or feasible, results.baseline, worth)
     chosen = results.baseline if kept else ranked[0]
@@ -134,6 +136,12 @@ def held(results: StudyResults) -> set[int]:
 def _furthest(results: StudyResults, stood: Sequence[TrialResult]) -> list[TrialResult]:
     """Of those that held when measured again: those that did so on held-out traffic too, once there is one."""
     through = [trial for trial in stood if replays_of(results, trial.number, "holdout")]
+def stands(results: StudyResults, trial: TrialResult) -> bool:
+    """Whether a trial is feasible; the baseline also where it held when it was measured again. One slow moment in its
+    only replay at the study's load must not make way for what serves no more."""
+    return trial.state == "feasible" or (trial is results.baseline and trial.number in held(results))
+
+
     return through if any(trial.number != results.baseline.number for trial in through) else list(stood)
 
 
@@ -158,10 +166,11 @@ def _ranked(candidates: Sequence[TrialResult], baseline: TrialResult, worth: Map
 
 
 def _better_than_baseline(
-    pool: Sequence[TrialResult], baseline: TrialResult, worth: Mapping[int, Proven], missed: Mapping[int, str]
+    pool: Sequence[TrialResult], results: StudyResults, worth: Mapping[int, Proven], missed: Mapping[int, str]
 ) -> list[TrialResult]:
     """Those that are proven to serve more than the baseline; all of them when it is no alternative."""
-    if baseline.state != "feasible" or (baseline.number in missed and any(t.number not in missed for t in pool)):
+    baseline = results.baseline
+    if not stands(results, baseline) or (baseline.number in missed and any(t.number not in missed for t in pool)):
         return list(pool)
     return [t for t in pool if worth[t.number].goodput.low > worth[baseline.number].goodput.high]
 
@@ -212,7 +221,8 @@ def _verdict(
     if baseline.number not in worth:
         return f"Deploy trial {chosen.number}: {served}; the baseline could not be measured."
     before = worth[baseline.number]
-    state = "" if baseline.state == "feasible" and baseline.number not in missed else ", which misses its constraints,"
+    holds = stands(results, baseline) and baseline.number not in missed
+    state = "" if holds else ", which misses its constraints,"
     # Of another window than the claim: other requests.
     searched = " in the search" if before.purpose == SEARCH != found.purpose else ""
     return (

@@ -13,6 +13,8 @@ import pytest
 from tests.fakes import FakeTestbed, cases, make_spec, make_trace
 from tests.tuner.test_study import Log, auto, scales
 from tuner import validation
+from tuner.deliver import deliver
+from tuner.errors import EngineCrashed
 from tuner.finals import FIRST_REPLAYS, Candidate
 from tuner.ladder import SCALES, below
 from tuner.recommend import held, recommend
@@ -27,6 +29,7 @@ from tuner.study import run_study
 from tuner.traffic.trace import Trace
 from tuner.traffic.trace_file import save_trace
 from tuner.validation import REPLAYS_EACH, next_turn
+from tuner.whatif import whatif
 from tuner.worth import LADDER, proven, replays_of, shown
 
 SPACE = {"parameters": {"max_num_seqs": {"type": "choice", "choices": [16, 14, 12, 11]}}}
@@ -247,6 +250,26 @@ ONE_LOAD = [
     ("a slow moment is none", 1, True),
     ("two misses are one", 2, False),
 ]
+
+
+def test_one_slow_moment_of_the_baseline_at_one_load_makes_nobody_better(tmp_path: Path, store: Store) -> None:
+    def slow(seqs: int, purpose: str, scale: float, times: int) -> int | None:
+        return 4 if purpose == "baseline" else None
+
+    spec = spec_of(tmp_path, traffic={**auto(tmp_path), "time_scale": 1.0})
+    run(spec, store, slow)
+    results = load_results(store, "fake")
+    assert results.baseline.state == "infeasible" and 0 in held(results)
+    found = recommend(results)
+    assert found.trial is not None and found.trial.number == 0 and found.deployable, found.verdict
+    assert found.verdict.startswith("Keep the baseline: 10.00 ")
+    assert "In the search it missed slo:chat by a factor of " in found.reasons[0]
+    unchanged = tmp_path / "same.yaml"
+    unchanged.write_text("slos: {chat: {ttft: 0.4}}")
+    assert whatif(store, "fake", unchanged).holds
+    deliver(results, found, tmp_path)
+    written = (tmp_path / "recommended.yaml").read_text()
+    assert "Keep the baseline" in written and "# SHA-256 begins: traffic.trace " in written
 
 
 @pytest.mark.parametrize(("misses", "holds"), cases(ONE_LOAD))

@@ -83,6 +83,8 @@ def recommend(results: StudyResults) -> Recommendation:
     chosen = results.baseline if kept else ranked[0]
     others = [trial for trial in ranked if trial.number != chosen.number]
     reasons = [*why(results, chosen, others, worth, kept), *measured_again(results, chosen)]
+    if chosen.number not in validated and validated - {results.baseline.number}:
+        missed = {**missed, chosen.number: "was not measured again, and none held that was"}
     reasons += excluded(feasible, missed, chosen)
     if not kept:
         reasons += [*bought(results, chosen, worth[chosen.number]), *cliffs(results, chosen)]

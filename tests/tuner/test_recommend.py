@@ -193,6 +193,15 @@ def test_a_failed_validation_is_a_missed_one(held: tuple[int, ...], expected: in
 
 
 def test_what_was_never_measured_again_is_said_to_be_so() -> None:
+def test_where_none_holds_that_was_measured_again_an_untested_one_is_not_deployable() -> None:
+    others = (trial_of(1, 3.0), trial_of(2, 3.0, margin=0.9))
+    found = recommend(study_of(BAD_BASELINE, *others, validations=(validation_of(1, 0.2),)))
+    assert found.trial is not None and (found.trial.number, found.deployable) == (2, False)
+    assert found.verdict.endswith("but it was not measured again, and none held that was.")
+    untested = recommend(study_of(BAD_BASELINE, *others, validations=(validation_of(0, 0.2),)))
+    assert untested.trial is not None and untested.deployable, "a study without finalists"
+
+
     assert "It was not measured again after the search." in recommend(study_of(BAD_BASELINE, trial_of(1, 2.0))).reasons
 
 

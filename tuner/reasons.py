@@ -98,7 +98,8 @@ def bought(results: StudyResults, chosen: TrialResult, worth: Proven) -> list[st
     """What each change from the baseline buys, from measurements without it: see examination.py. A line for all that
     buy the same."""
     lines: dict[str, list[str]] = {}
-    for name, validations in _by_window(results, chosen.number, "ablation").items():
+    measured = _by_window(results, chosen.number, "ablation")
+    for name, validations in measured.items():
         knob = name.removeprefix("without ")
         value, before = _value(chosen.knobs.get(knob)), _value(results.baseline.knobs.get(knob))
         held = max(holding(validations), key=lambda v: v.time_scale, default=None)
@@ -118,6 +119,10 @@ def _each(buys: str, changed: int) -> str:
         buys
         if changed == 1
         else buys.replace("not needed", "none of them needed by itself").replace(
+    if lines:  # what could not be measured, because the engine failed or refuses it, must not go unsaid
+        untold = [k for k in changes(chosen, results.baseline) if f"without {k}" not in measured]
+        told = [f"{k} {_value(chosen.knobs.get(k))} instead of {_value(results.baseline.knobs.get(k))}" for k in untold]
+        lines |= {"without it the rest was not measured": told} if told else {}
             "without it", "without any one of them"
         )
     )

@@ -213,6 +213,8 @@ def test_changes_that_buy_the_same_share_a_line() -> None:
     )
     reasons = recommend(study_of(BAD_BASELINE, trial_of(1, 3.0, knobs=knobs), validations=ablations)).reasons
     assert (
+    without = recommend(study_of(BAD_BASELINE, trial_of(1, 3.0, knobs=knobs), validations=ablations[:2])).reasons
+    assert "kv_window 128 instead of none: without it the rest was not measured." in without, "its engine failed"
         "max_num_seqs 64 instead of 0, block_size 32 instead of 16: none of them needed by itself at this load; the "
         "rest holds 2x without any one of them."
     ) in reasons

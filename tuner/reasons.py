@@ -130,9 +130,10 @@ def _each(buys: str, changed: int) -> str:
 
 def cliffs(results: StudyResults, chosen: TrialResult) -> list[str]:
     """The share of good requests under other circumstances, and one step away in each number, at the load that the
-    configuration is worth. A share, not a goodput: the worth may be of another window, with other requests."""
+    configuration is worth: the latest at which each was replayed. A share, not a goodput: the worth may be of another
+    window, with other requests."""
     shares = {
-        name: min(_good_share(v) for v in validations)
+        name: min(_good_share(v) for v in validations if v.time_scale == validations[-1].time_scale)
         for name, validations in _by_window(results, chosen.number, "scenario").items()
     }
     lines = []

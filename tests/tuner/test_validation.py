@@ -295,6 +295,43 @@ def test_a_configuration_races_once_however_often_it_was_tried(tmp_path: Path, s
     assert {v.trial for v in results.validations if v.purpose == "repeat"} == {0, 1}
 
 
+def test_a_larger_budget_of_a_resumed_study_has_finals_too(tmp_path: Path, store: Store) -> None:
+    budget = {"trials": 2, "startup_trials": 2, "finalists": 0, "examine": False, "plateau": False}
+    run(spec_of(tmp_path, budget=budget), store, lambda *asked: None)
+    assert recommend(load_results(store, "fake")).trial == load_results(store, "fake").baseline
+    more = spec_of(tmp_path, budget=budget | {"trials": 3, "finalists": 1}, cost={"price_per_hour": 2.0})
+    testbed = run(more, store, lambda *asked: None, resume=True)
+    assert any(call.purpose == "repeat" and call.config.knobs["max_num_seqs"] == 16 for call in testbed.calls)
+    results, found = load_results(store, "fake"), standing(store, "fake")
+    assert (found.asked, found.budget) == (3, 3)
+    best = recommend(results)
+    assert best.trial is not None and best.trial.knobs["max_num_seqs"] == 16
+    assert any(gain.name.startswith("goodput per ") for gain in best.gains)
+
+
+@pytest.mark.parametrize(
+    ("above", "state", "begins"),
+    cases([("under any load", 0.0, "failed", 0.497), ("beyond the load that it holds", 1.2, "feasible", 1.0)]),
+)
+def test_a_baseline_that_crashes_ends_no_study(
+    tmp_path: Path, store: Store, above: float, state: str, begins: float
+) -> None:
+    def crashing(seqs: int, purpose: str, scale: float, times: int) -> int | None:
+        if seqs == 11 and scale > above:
+            raise EngineCrashed("exit status 4")
+        return None
+
+    log = Log()
+    run(spec_of(tmp_path), store, crashing, log)
+    results = load_results(store, "fake")
+    assert (results.baseline.state, results.time_scale) == (state, begins)
+    assert any(note.startswith("calibration x1.521: engine_crashed: exit status 4") for note in log.notes) == (
+        above > 0
+    )
+    found = recommend(results)
+    assert found.trial is not None and found.trial.knobs["max_num_seqs"] == 16 and found.deployable
+
+
 @pytest.mark.parametrize(
     ("load", "asked"), cases([("the study's own load is less", 0.5, False), ("it is more", 1.15, True)])
 )

@@ -71,6 +71,7 @@ def run_study(
     with held_lease(store, spec.name) as renew:
         session = Session(Bench(plan, store, testbed, report, renew, environment), _optuna_study(plan, store))
         try:
+        store.set_spec(spec.name, spec.model_dump_json())  # another budget or cost is one of the finals and readers, too
             reference = session.bench.reference()
             _reconcile(session, reference)
             report.resumed(_earlier(session))

@@ -13,7 +13,7 @@ from tuner.errors import ConfigRejected
 from tuner.outcome import Outcome
 from tuner.prediction import calibrated, capacity, misses
 from tuner.scored import score
-from tuner.screening import Knobs, Trust, screen, trust
+from tuner.screening import MIN_TRIALS, Knobs, Trust, screen, trust
 from tuner.serving import adapters
 from tuner.serving.testbed import Load
 from tuner.simulation import Simulator, prompt_tokens
@@ -38,8 +38,9 @@ class Guide:
         self._verdict: Trust | None = None
 
     def first(self, start: float) -> list[Knobs]:
-        """What to measure after the baseline. start: the load at which climbs begin."""
-        return self._lot(start, 0, ())
+        """What to measure after the baseline: no more than it takes to judge the simulator, lest it be followed beyond.
+        start: the load at which climbs begin."""
+        return self._lot(start, 0, (), MIN_TRIALS)
 
     def told(self, knobs: Mapping[str, Any], outcome: Outcome, start: float) -> list[Knobs]:
         """A trial has ended; what to measure next: a second lot after MIN_TRIALS, if those were foretold."""
@@ -58,15 +59,16 @@ class Guide:
             return []
         return self._lot(start, 1, self._failing())
 
-    def _lot(self, start: float, number: int, excluded: Collection[str]) -> list[Knobs]:
+    def _lot(self, start: float, number: int, excluded: Collection[str], most: int | None = None) -> list[Knobs]:
         plan, began = self._bench.plan, time.process_time()
+        wanted = plan.spec.budget.screened
         found = screen(
             plan.space,
             plan.baseline,
             lambda knobs: None if key(knobs) in self._tried else self._capacity(knobs, start),
             lambda knobs: adapters.quality_key(plan.config(knobs)),
             seed=plan.spec.seed + number,
-            proposals=plan.spec.budget.screened,
+            proposals=wanted if most is None else min(wanted, most),
             excluded=excluded,
             enough=lambda: time.process_time() - began > SECONDS,
         )
@@ -74,7 +76,9 @@ class Guide:
             f"simulated {found.predicted} configurations, steps {self.slower:.2f} times as long as profiled: "
             f"{len(found.proposals)} are measured next"
         )
-        return [candidate.knobs for candidate in found.proposals]
+        proposed = [candidate.knobs for candidate in found.proposals]
+        self._tried |= {key(knobs) for knobs in proposed}
+        return proposed
 
     def _capacity(self, knobs: Knobs, start: float) -> float | None:
         plan = self._bench.plan

@@ -15,7 +15,7 @@ from search_spaces.space import key
 from tuner import search, stopping
 from tuner.bench import Bench
 from tuner.climb import TIME_SCALE, Climb, incumbent_scale
-from tuner.errors import ConfigRejected, DoesNotFit, LaunchError
+from tuner.errors import ConfigRejected, DoesNotFit, LaunchError, ServingError
 from tuner.examination import examine
 from tuner.guide import Guide
 from tuner.knee import time_scale
@@ -33,6 +33,8 @@ from tuner.store import SEARCH_END, Store
 from tuner.traffic.profile import profile_of
 from tuner.validation import validate
 
+FIRST = "first"
+"""Study attribute: what was given to be measured first, until it is asked: an interruption may come before."""
 MAX_BROKEN = 3
 """Trials in a row that may end for reasons outside their configuration."""
 STATES = {"measured": TrialState.COMPLETE, "failed": TrialState.PRUNED, "broken": TrialState.FAIL}
@@ -69,14 +71,16 @@ def run_study(
     plan = make_plan(spec)
     _open_study(plan, store, environment, resume)
     with held_lease(store, spec.name) as renew:
-        session = Session(Bench(plan, store, testbed, report, renew, environment), _optuna_study(plan, store))
-        try:
         store.set_spec(spec.name, spec.model_dump_json())  # another budget or cost is one of the finals and readers, too
+        session = Session(Bench(plan, store, testbed, report, renew, environment), _optuna_study(plan, store))
+        if first:
+            session.study.set_user_attr(FIRST, [dict(knobs) for knobs in first])
+        try:
             reference = session.bench.reference()
             _reconcile(session, reference)
             report.resumed(_earlier(session))
             scale = time_scale(session.bench)
-            _search(session, reference, scale, first, profiler)
+            _search(session, reference, scale, profiler)
             validate(session.bench)
             if spec.budget.examine:
                 examine(session.bench)
@@ -159,10 +163,9 @@ def _search(
     session: Session,
     reference: tuple[ProbeRecord, ...],
     start: float,
-    first: Sequence[Mapping[str, Any]],
     profiler: Callable[[Plan], Profile] | None,
 ) -> None:
-    """Baseline first, then `first`, then trials until the budget is spent. start: the load of the first."""
+    """Baseline first, then what was given, then trials until the budget is spent. start: the load of the first."""
     guide: Guide | None = None
     plan, study, climb = session.bench.plan, session.study, Climb(session.bench, reference)
     spec = plan.spec
@@ -170,11 +173,10 @@ def _search(
         _ends(session, "interrupted")
     if not study.get_trials(deepcopy=False):
         _add_baseline(session, climb, start)
-        if profiler is not None:
-            session.bench.report.begin("profile")
-            guide = Guide(session.bench, profiler(plan))
-        for knobs in [*first, *(guide.first(start) if guide is not None else ())]:
-            study.enqueue_trial(dict(knobs))
+    if len(study.get_trials(deepcopy=False)) == 1:  # as far as an interrupted run came, nothing was asked yet
+        guide = _guide(session, profiler)
+        given = study.user_attrs.get(FIRST, ())
+        _enqueue(session, [*given, *(guide.first(start) if guide is not None else ())])
     in_a_row = 0
     quality_key = partial(_quality_key, plan)
     keep_watch(session.bench, study, start)
@@ -193,8 +195,7 @@ def _search(
         if proposal.replicate:
             proposal.trial.set_user_attr("replicate", True)
         _tell(session, proposal.trial, outcome, config)
-        for knobs in guide.told(proposal.knobs, outcome, start) if guide is not None else ():
-            study.enqueue_trial(dict(knobs))
+        _enqueue(session, guide.told(proposal.knobs, outcome, start) if guide is not None else ())
         keep_watch(session.bench, study, start)
         in_a_row = in_a_row + 1 if outcome.state == "broken" else 0
         if in_a_row == MAX_BROKEN:
@@ -202,6 +203,24 @@ def _search(
             raise LaunchError(f"{in_a_row} trials in a row broke; the last: {outcome.reason}: {outcome.detail}")
     _ends(session, why)
     session.bench.report.note(f"the search ended: {stopping.WORDS[why]}")
+
+
+def _guide(session: Session, profiler: Callable[[Plan], Profile] | None) -> Guide | None:
+    """None also where there is no profile to be had: a study does not stand on what is simulated."""
+    if profiler is None:
+        return None
+    session.bench.report.begin("profile")
+    try:
+        return Guide(session.bench, profiler(session.bench.plan))
+    except (ServingError, ValueError) as error:
+        session.bench.report.note(f"nothing is simulated: {error}")
+        return None
+
+
+def _enqueue(session: Session, wanted: Sequence[Mapping[str, Any]]) -> None:
+    """Each configuration once, and none that cannot fit."""
+    for knobs in {key(knobs): knobs for knobs in wanted if _fits(session.bench, knobs)}.values():
+        session.study.enqueue_trial(dict(knobs))
 
 
 def _quality_key(plan: Plan, knobs: Mapping[str, Any]) -> str:

@@ -15,10 +15,13 @@ from test_study import Log
 
 from engine.profile import Profile
 from engine.step_model import StepModel
+from search_spaces.space import key
 from tests.fakes import FakeTestbed, make_spec
 from tuner import guide
+from tuner.errors import LaunchError
 from tuner.plan import Plan
 from tuner.results import load_results
+from tuner.screening import Trust
 from tuner.store import Store
 from tuner.study import run_study
 
@@ -37,9 +40,9 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield store
 
 
-def study(directory: Path, trials: int) -> Any:
-    budget = {"trials": trials, "startup_trials": 4, "finalists": 0, "examine": False, "plateau": False, "screened": 3}
-    spec = make_spec(directory, budget=budget)
+def study(directory: Path, trials: int, screened: int = 3) -> Any:
+    budget = {"trials": trials, "startup_trials": 4, "finalists": 0, "examine": False, "plateau": False}
+    spec = make_spec(directory, budget=budget | {"screened": screened})
     checkpoint(directory / "model")
     shutil.copy(TOKENIZER / "tokenizer.json", directory / "model")
     return spec
@@ -48,6 +51,10 @@ def study(directory: Path, trials: int) -> Any:
 def profiled(**steps: float) -> Profile:
     """Seconds of a step by KV dtype. More seats serve more then, as the fake testbed has it."""
     return Profile("float32", {f"model/auto/{name}": StepModel((s, *[0.0] * 8)) for name, s in steps.items()})
+
+
+def quick(plan: Plan) -> Profile:
+    return profiled(auto=0.2, int8=0.1)
 
 
 def test_what_it_proposes_is_measured_after_the_baseline(tmp_path: Path, store: Store) -> None:
@@ -80,6 +87,57 @@ def test_a_resumed_study_simulates_nothing(tmp_path: Path, store: Store) -> None
         )
     run_study(spec, store, FakeTestbed(), Log(), {}, resume=True, profiler=never)
     assert len(load_results(store, "fake").trials) == 1 + 3 + 1  # the one that was interrupted was asked again
+
+
+def test_a_study_that_was_stopped_before_its_first_proposal_profiles_and_keeps_what_was_given(
+    tmp_path: Path, store: Store
+) -> None:
+    def interrupted(plan: Plan) -> Profile:
+        raise KeyboardInterrupt
+
+    spec, given = study(tmp_path, 4), {"max_num_seqs": 2, **AUTO}
+    with pytest.raises(KeyboardInterrupt):
+        run_study(spec, store, FakeTestbed(), Log(), {}, False, [given], interrupted)
+    log = Log()
+    run_study(spec, store, FakeTestbed(), log, {}, True, profiler=lambda plan: profiled(auto=0.2, int8=0.1))
+    assert dict(load_results(store, "fake").trials[1].knobs) == given
+    assert any("3 are measured next" in note for note in log.notes)
+
+
+@pytest.mark.parametrize(
+    "profiler",
+    [pytest.param(error, id=type(error).__name__) for error in (LaunchError("silence"), ValueError("steps"))],
+)
+def test_a_study_goes_on_without_a_profile_and_says_so(tmp_path: Path, store: Store, profiler: Exception) -> None:
+    def failing(plan: Plan) -> Profile:
+        raise profiler
+
+    log = Log()
+    run_study(study(tmp_path, 2), store, FakeTestbed(), log, {}, resume=False, profiler=failing)
+    assert f"nothing is simulated: {profiler}" in log.notes
+    assert len(load_results(store, "fake").trials) == 3
+
+
+def test_no_configuration_is_proposed_twice(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was given is not proposed too, nor is what was proposed while it still waits."""
+    with Store(tmp_path / "alone.db") as alone:
+        run_study(study(tmp_path, 1), alone, FakeTestbed(), Log(), {}, resume=False, profiler=quick)
+        best = dict(load_results(alone, "fake").trials[1].knobs)
+    monkeypatch.setattr(guide, "trust", lambda ours, theirs: Trust(1.0, len(ours), len(ours) >= 2 or None))
+    log = Log()
+    run_study(study(tmp_path, 6), store, FakeTestbed(), log, {}, resume=False, first=[best], profiler=quick)
+    assert sum("simulated" in note for note in log.notes) == 2
+    trials = load_results(store, "fake").trials
+    assert len({key(trial.knobs) for trial in trials}) == len(trials) == 7
+
+
+def test_it_is_followed_no_further_than_it_takes_to_judge_it(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guide, "MIN_TRIALS", 2)
+    log = Log()
+    run_study(study(tmp_path, 1), store, FakeTestbed(), log, {}, resume=False, profiler=quick)
+    assert any("2 are measured next" in note for note in log.notes)
 
 
 def test_it_is_switched_off_aloud_when_it_errs(tmp_path: Path, store: Store) -> None:

@@ -147,7 +147,8 @@ def load_results(
     Raises ValueError for an unknown study, one that has no trials yet, and a spec that does not fit its records.
     """
     info = store.study_info(study)
-    used = spec or parse_spec(yaml.safe_load(info.spec), source=f"study {study!r}", base=Path("/"))
+    own = parse_spec(yaml.safe_load(info.spec), source=f"study {study!r}", base=Path("/"))
+    used = spec or own
     reference = store.reference(str(info.provenance.get("reference_key", ""))) or ()
     measured = store.measurements(study)
     known = {} if scores is None else scores
@@ -157,7 +158,7 @@ def load_results(
         if stored.measurement.purpose in TRIALS:
             by_trial.setdefault(stored.trial, []).append((stored.measurement, known[stored.id]))
     validations = _validations(measured, known)
-    drifted = watch(measured, used, info.time_scale).affected
+    drifted = watch(measured, own, info.time_scale).affected  # of the machine, which other SLOs do not mend
     failures = {failure.trial: failure for failure in store.failures(study)}
     trials = [_trial(t, by_trial.get(t.number, []), failures.get(t.number)) for t in store.trials(study)]
     trials = [_doubted(trial) if trial.number in drifted else trial for trial in trials]

@@ -10,7 +10,7 @@ from tuner.finals import CONFIDENCE
 from tuner.results import StudyResults, TrialResult, ValidationResult
 from tuner.scoring.metrics import Interval
 from tuner.scoring.slo import BADNESS_CAP
-from tuner.worth import AGAIN, Proven, holding, replays_of, replicas, shown
+from tuner.worth import AGAIN, Proven, holding, outdoes, replays_of, replicas, shown
 
 CLIFF = 0.2
 """Share of the requests whose loss, one step or one mishap away, is told as a warning."""
@@ -36,6 +36,10 @@ def why(
         f"In the search it {met if closest[1] <= 0 else f'missed {missed_by(*closest)} at {searched:.3g}x'}.",
         f"Quality {quality.value:.4f} ({quality.low:.4f} to {quality.high:.4f}) of the full-precision reference.",
     ]
+    if not kept and (probability := outdoes(results, chosen.number, baseline.number)) is not None:
+        reasons.append(
+            f"By the replays of the finals it holds more load than the baseline with probability {_sure(probability)}."
+        )
     if (needed := replicas(worth[chosen.number].time_scale)) > 1:
         reasons.append(f"It does not hold the recorded rate: {needed} replicas, each with an equal share, should.")
     if not kept and not any((one.trial, one.purpose) == (chosen.number, "ablation") for one in results.validations):
@@ -46,6 +50,10 @@ def why(
         numbers = ", ".join(str(trial.number) for trial in tied[:5])
         reasons.append(f"{len(tied)} more cannot be told apart by goodput ({numbers}); its place is by the tie-break.")
     return reasons
+
+
+def _sure(probability: float) -> str:
+    return "above 0.999" if probability > 0.999 else f"{probability:.3f}"
 
 
 def _spare(constraint: str, value: float) -> str:
@@ -111,6 +119,10 @@ def bought(results: StudyResults, chosen: TrialResult, worth: Proven) -> list[st
         else:
             buys = f"without it the rest holds no more than {held.time_scale:.3g}x"
         lines.setdefault(buys, []).append(f"{knob} {value} instead of {before}")
+    if lines:  # what could not be measured, because the engine failed or refuses it, must not go unsaid
+        untold = [k for k in changes(chosen, results.baseline) if f"without {k}" not in measured]
+        told = [f"{k} {_value(chosen.knobs.get(k))} instead of {_value(results.baseline.knobs.get(k))}" for k in untold]
+        lines |= {"without it the rest was not measured": told} if told else {}
     return [f"{', '.join(changed)}: {_each(buys, len(changed))}." for buys, changed in lines.items()]
 
 
@@ -119,10 +131,6 @@ def _each(buys: str, changed: int) -> str:
         buys
         if changed == 1
         else buys.replace("not needed", "none of them needed by itself").replace(
-    if lines:  # what could not be measured, because the engine failed or refuses it, must not go unsaid
-        untold = [k for k in changes(chosen, results.baseline) if f"without {k}" not in measured]
-        told = [f"{k} {_value(chosen.knobs.get(k))} instead of {_value(results.baseline.knobs.get(k))}" for k in untold]
-        lines |= {"without it the rest was not measured": told} if told else {}
             "without it", "without any one of them"
         )
     )

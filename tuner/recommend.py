@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tuner.alternatives import Alternative, alternatives
+from tuner.finals import CONFIDENCE
 from tuner.reasons import WINDOWS, bought, changes, cliffs, excluded, measured_again, missed_by, quality_of, why
 from tuner.results import StudyResults, TrialResult, ValidationResult
 from tuner.scored import cost_of
 from tuner.scoring.metrics import Interval
 from tuner.serving.measurement import Purpose
-from tuner.worth import SEARCH, Proven, climbs, proven, replays_of, shown
+from tuner.worth import SEARCH, Proven, climbs, outdoes, proven, replays_of, shown
 
 RULE = (
     "Among the configurations that meet every SLO and quality floor (and held them when measured again, if any did): "
@@ -24,7 +25,7 @@ RULE = (
     "capacity goes on to held-out traffic, where it must hold too. Those on the Pareto front whose goodput intervals "
     "reach that bound are tied; the tie goes to the larger smallest SLO margin (in steps of 0.05), then to higher "
     "quality (in steps of 0.005), then to fewer changes from the baseline. A feasible baseline is kept unless the "
-    "goodput interval lies above the baseline's."
+    "goodput interval lies above the baseline's and, where both raced, the capacity is larger with probability 0.95."
 )
 MARGIN_STEP = 0.05
 QUALITY_STEP = 0.005
@@ -70,9 +71,9 @@ class Recommendation:
 def recommend(results: StudyResults) -> Recommendation:
     """Apply RULE. The order of the trials and of the validations changes nothing."""
     feasible, standing = list(results.candidates), held(results)
-    if not feasible:
     if results.baseline not in feasible and stands(results, results.baseline):
         feasible.insert(0, results.baseline)
+    if not feasible:
         return _abstain(results)
     missed, validated = _missed_validations(results), _validated(results)
     worth = {trial.number: proven(results, trial) for trial in (results.baseline, *feasible) if trial.traffic}
@@ -82,9 +83,9 @@ def recommend(results: StudyResults) -> Recommendation:
     ranked = _ranked(candidates or stood or feasible, results.baseline, worth)
     chosen = results.baseline if kept else ranked[0]
     others = [trial for trial in ranked if trial.number != chosen.number]
-    reasons = [*why(results, chosen, others, worth, kept), *measured_again(results, chosen)]
     if chosen.number not in validated and validated - {results.baseline.number}:
         missed = {**missed, chosen.number: "was not measured again, and none held that was"}
+    reasons = [*why(results, chosen, others, worth, kept), *measured_again(results, chosen)]
     reasons += excluded(feasible, missed, chosen)
     if not kept:
         reasons += [*bought(results, chosen, worth[chosen.number]), *cliffs(results, chosen)]
@@ -135,15 +136,15 @@ def held(results: StudyResults) -> set[int]:
     return _validated(results) - _missed_validations(results).keys()
 
 
-def _furthest(results: StudyResults, stood: Sequence[TrialResult]) -> list[TrialResult]:
-    """Of those that held when measured again: those that did so on held-out traffic too, once there is one."""
-    through = [trial for trial in stood if replays_of(results, trial.number, "holdout")]
 def stands(results: StudyResults, trial: TrialResult) -> bool:
     """Whether a trial is feasible; the baseline also where it held when it was measured again. One slow moment in its
     only replay at the study's load must not make way for what serves no more."""
     return trial.state == "feasible" or (trial is results.baseline and trial.number in held(results))
 
 
+def _furthest(results: StudyResults, stood: Sequence[TrialResult]) -> list[TrialResult]:
+    """Of those that held when measured again: those that did so on held-out traffic too, once there is one."""
+    through = [trial for trial in stood if replays_of(results, trial.number, "holdout")]
     return through if any(trial.number != results.baseline.number for trial in through) else list(stood)
 
 
@@ -174,7 +175,10 @@ def _better_than_baseline(
     baseline = results.baseline
     if not stands(results, baseline) or (baseline.number in missed and any(t.number not in missed for t in pool)):
         return list(pool)
-    return [t for t in pool if worth[t.number].goodput.low > worth[baseline.number].goodput.high]
+    above = [t for t in pool if worth[t.number].goodput.low > worth[baseline.number].goodput.high]
+    # One rung more may be claimed for a mean that lies a hair's breadth above the baseline's.
+    sure = {t.number: outdoes(results, t.number, baseline.number) for t in above}
+    return [t for t in above if (probability := sure[t.number]) is None or probability >= CONFIDENCE]
 
 
 def _validated(results: StudyResults) -> set[int]:

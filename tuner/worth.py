@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from tuner import finals
-from tuner.finals import FIRST_REPLAYS, Candidate, claimed, estimates, mostly
+from tuner.finals import FIRST_REPLAYS, Candidate, Estimate, claimed, estimates, larger, mostly
 from tuner.ladder import SCALES
 from tuner.proposals import ln_capacities, slope_of
 from tuner.results import StudyResults, TrialResult, ValidationResult
@@ -130,11 +130,25 @@ def field(results: StudyResults) -> tuple[list[Candidate], float]:
     ], slope_of(rungs)
 
 
-def _raced(results: StudyResults, number: int, found: Sequence[ValidationResult]) -> Proven | None:
+def outdoes(results: StudyResults, number: int, other: int) -> float | None:
+    """The probability, by the replays of the finals, that one trial's configuration has the larger capacity than
+    another's; None where they did not race."""
+    found = _estimated(results) if climbs(results) else {}
+    if number not in found or other not in found:
+        return None
+    return larger(found[number][1], found[other][1])
+
+
+def _estimated(results: StudyResults) -> dict[int, tuple[Candidate, Estimate]]:
+    """Those that were replayed in the finals, by the number of their trials."""
     candidates, slope = field(results)
     replayed = [one for one in candidates if one.replays]
-    estimate = dict(zip((one.number for one in replayed), estimates(replayed, slope), strict=True))[number]
-    rung = claimed(next(one for one in replayed if one.number == number), estimate, LADDER)
+    return {one.number: (one, found) for one, found in zip(replayed, estimates(replayed, slope), strict=True)}
+
+
+def _raced(results: StudyResults, number: int, found: Sequence[ValidationResult]) -> Proven | None:
+    candidate, estimate = _estimated(results)[number]
+    rung = claimed(candidate, estimate, LADDER)
     if rung < 0:
         return None
     scale = min(LADDER[rung], max(one.time_scale for one in found))

@@ -47,13 +47,13 @@ class Climb:
     bench: Bench
     reference: tuple[ProbeRecord, ...]
 
-    def attempt(self, number: int, config: ServingConfig, scale: float) -> Outcome:
+    def attempt(self, number: int, config: ServingConfig, scale: float, earlier: Sequence[Measurement] = ()) -> Outcome:
         """Measure and judge one configuration. Whatever goes wrong is the outcome; only the user's Ctrl-C gets
-        through."""
+        through. earlier: replays of the baseline that an earlier runner stored."""
         start = time.monotonic()
         self.bench.renew_lease()  # outside: a lease that another runner has taken over is no failure of this trial
         try:
-            return self._baseline(config, scale) if number == 0 else self._trial(number, config, scale)
+            return self._baseline(config, scale, earlier) if number == 0 else self._trial(number, config, scale)
         except LaunchError as error:
             return broken(error.reason, str(error), time.monotonic() - start)
         except ServingError as error:
@@ -79,9 +79,11 @@ class Climb:
     def _climbs(self) -> bool:
         return self.bench.plan.spec.traffic.time_scale == "auto"
 
-    def _baseline(self, config: ServingConfig, scale: float) -> Outcome:
+    def _baseline(self, config: ServingConfig, scale: float, earlier: Sequence[Measurement]) -> Outcome:
         """At the load that it held when the load was looked for, or below, where it holds no longer."""
-        replays = [self._replay(0, config, scale, "baseline")]
+        judged = [judge(self.bench.plan, one, self.reference) for one in earlier]
+        replays = [one for one in judged if one.state == "measured"] or [self._replay(0, config, scale, "baseline")]
+        scale = replays[-1].time_scale or scale
         while self._climbs and replays[-1].misses_an_slo and (lower := ladder.below(scale)) is not None:
             scale = lower
             replays.append(self._replay(0, config, scale, "baseline"))

@@ -71,7 +71,9 @@ def run_study(
     plan = make_plan(spec)
     _open_study(plan, store, environment, resume)
     with held_lease(store, spec.name) as renew:
-        store.set_spec(spec.name, spec.model_dump_json())  # another budget or cost is one of the finals and readers, too
+        store.set_spec(
+            spec.name, spec.model_dump_json()
+        )  # another budget or cost is one of the finals and readers, too
         session = Session(Bench(plan, store, testbed, report, renew, environment), _optuna_study(plan, store))
         if first:
             session.study.set_user_attr(FIRST, [dict(knobs) for knobs in first])
@@ -258,10 +260,7 @@ def _add_baseline(session: Session, climb: Climb, scale: float) -> None:
     plan = session.bench.plan
     config = plan.config(plan.baseline)
     session.bench.report.begin("baseline")
-    if earlier := _measurements_of(session, 0):
-        outcome = climb.known(earlier)
-    else:
-        outcome = climb.attempt(0, config, scale)
+    outcome = climb.attempt(0, config, scale, _measurements_of(session, 0))
     session.study.add_trial(
         optuna.create_trial(
             state=STATES[outcome.state],

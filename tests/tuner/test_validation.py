@@ -295,6 +295,21 @@ def test_a_configuration_races_once_however_often_it_was_tried(tmp_path: Path, s
     assert {v.trial for v in results.validations if v.purpose == "repeat"} == {0, 1}
 
 
+def test_an_interrupted_descent_of_the_baseline_goes_on(tmp_path: Path, store: Store) -> None:
+    def slow_then_stopped(seqs: int, purpose: str, scale: float, times: int) -> int | None:
+        if purpose == "baseline" and times:
+            raise KeyboardInterrupt
+        return 4 if purpose == "baseline" else None
+
+    with pytest.raises(KeyboardInterrupt):
+        run(spec_of(tmp_path), store, slow_then_stopped)
+    testbed = run(spec_of(tmp_path), store, lambda *asked: None, resume=True)
+    assert scales(testbed, "baseline") == [0.87]
+    baseline = load_results(store, "fake").baseline
+    assert (baseline.state, baseline.time_scale) == ("feasible", 0.87)
+    assert [rung for rung, _ in store.optuna_trials("fake")[0].user_attrs["rungs"]] == [1.0, 0.87]
+
+
 def test_a_larger_budget_of_a_resumed_study_has_finals_too(tmp_path: Path, store: Store) -> None:
     budget = {"trials": 2, "startup_trials": 2, "finalists": 0, "examine": False, "plateau": False}
     run(spec_of(tmp_path, budget=budget), store, lambda *asked: None)

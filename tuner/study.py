@@ -119,15 +119,18 @@ def _optuna_study(plan: Plan, store: Store) -> optuna.Study:
 
 
 def _reconcile(session: Session, reference: tuple[ProbeRecord, ...] | None) -> None:
-    """Leave no trial RUNNING. What was measured is told, given the reference; what was not is asked again."""
+    """Leave no trial RUNNING. What was begun is ended and told, given the reference; what was not is asked again."""
     for stale in session.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         trial = _handle(session, stale)
         measured = _measurements_of(session, stale.number)
         if measured:
             if reference is not None:
-                trial.set_user_attr(search.SECONDS, sum(sum(one.seconds.values()) for one in measured))
-                outcome = Climb(session.bench, reference).known(measured)
-                _tell(session, trial, outcome, measured[-1].config)
+                config, scale = measured[0].config, measured[0].time_scale
+                session.bench.report.begin(f"trial {stale.number}, further")
+                outcome = Climb(session.bench, reference).attempt(stale.number, config, scale, measured)
+                whole = _measurements_of(session, stale.number)
+                trial.set_user_attr(search.SECONDS, sum(sum(one.seconds.values()) for one in whole))
+                _tell(session, trial, outcome, config)
             continue
         params = dict(stale.system_attrs.get("fixed_params", stale.params))
         _tell(session, trial, broken(search.INTERRUPTED, "the tuner was stopped"), session.bench.plan.config(params))

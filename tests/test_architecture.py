@@ -74,6 +74,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "tuner.alternatives": ("tuner.results", "tuner.scored", "tuner.worth", "tuner.pareto", "tuner.serving.adapters"),
     "tuner.recommend": (
         "tuner.alternatives",
+        "tuner.finals",
         "tuner.results",
         "tuner.scored",
         "tuner.reasons",

@@ -20,7 +20,6 @@ from tuner.answers import to_beat
 from tuner.bench import Bench
 from tuner.errors import LaunchError, ServingError
 from tuner.outcome import Outcome, broken, failed, judge
-from tuner.scored import representative, score
 from tuner.scoring.probes import ProbeRecord
 from tuner.serving.config import ServingConfig
 from tuner.serving.measurement import Measurement, Purpose
@@ -47,13 +46,15 @@ class Climb:
     bench: Bench
     reference: tuple[ProbeRecord, ...]
 
-    def attempt(self, number: int, config: ServingConfig, scale: float) -> Outcome:
+    def attempt(self, number: int, config: ServingConfig, scale: float, earlier: Sequence[Measurement] = ()) -> Outcome:
         """Measure and judge one configuration. Whatever goes wrong is the outcome; only the user's Ctrl-C gets
-        through."""
+        through. earlier: its replays that an earlier runner stored, after which it goes on."""
         start = time.monotonic()
         self.bench.renew_lease()  # outside: a lease that another runner has taken over is no failure of this trial
         try:
-            return self._baseline(config, scale) if number == 0 else self._trial(number, config, scale)
+            if number == 0:
+                return self._baseline(config, scale, earlier)
+            return self._trial(number, config, scale, earlier)
         except LaunchError as error:
             return broken(error.reason, str(error), time.monotonic() - start)
         except ServingError as error:
@@ -63,14 +64,6 @@ class Climb:
             where = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
             return broken("internal_error", where, time.monotonic() - start)
 
-    def known(self, measured: Sequence[Measurement]) -> Outcome:
-        """The outcome of a trial whose replays were stored by an earlier runner."""
-        plan = self.bench.plan
-        scored = [(one, score(one, self.reference, plan.spec)) for one in measured]
-        outcome = judge(plan, representative(scored)[0], self.reference)
-        replays = [judge(plan, one, self.reference) for one in measured]
-        return self._with_rungs(outcome, replays)
-
     def _with_rungs(self, outcome: Outcome, replays: Sequence[Outcome]) -> Outcome:
         sound = [(one.time_scale, one.worst_slo) for one in replays if one.time_scale is not None]
         return replace(outcome, rungs=tuple(sound)) if self._climbs else outcome
@@ -79,18 +72,20 @@ class Climb:
     def _climbs(self) -> bool:
         return self.bench.plan.spec.traffic.time_scale == "auto"
 
-    def _baseline(self, config: ServingConfig, scale: float) -> Outcome:
+    def _baseline(self, config: ServingConfig, scale: float, earlier: Sequence[Measurement]) -> Outcome:
         """At the load that it held when the load was looked for, or below, where it holds no longer."""
-        replays = [self._replay(0, config, scale, "baseline")]
+        replays = self._sound(earlier) or [self._replay(0, config, scale, "baseline")]
+        scale = replays[-1].time_scale or scale
         while self._climbs and replays[-1].misses_an_slo and (lower := ladder.below(scale)) is not None:
             scale = lower
             replays.append(self._replay(0, config, scale, "baseline"))
         return self._with_rungs(replays[-1], replays)
 
-    def _trial(self, number: int, config: ServingConfig, scale: float) -> Outcome:
-        outcome = self._replay(number, config, scale, "trial")
-        replays = [outcome]
-        while self._climbs and outcome.feasible and scale < ladder.SCALES[-1]:
+    def _trial(self, number: int, config: ServingConfig, scale: float, earlier: Sequence[Measurement]) -> Outcome:
+        replays = self._sound(earlier) or [self._replay(number, config, scale, "trial")]
+        outcome = next((one for one in reversed(replays) if one.feasible), replays[0])
+        scale = outcome.time_scale or scale
+        while self._climbs and replays[-1].feasible and scale < ladder.SCALES[-1]:
             scale = ladder.above(scale)
             try:
                 replays.append(self._replay(number, config, scale, "trial"))
@@ -98,10 +93,14 @@ class Climb:
                 # What it held below it still holds there.
                 self.bench.report.note(f"trial {number} at x{scale:g}: {error.reason}: {error}")
                 break
-            if not replays[-1].feasible:
-                break
-            outcome = replays[-1]
+            if replays[-1].feasible:
+                outcome = replays[-1]
         return self._with_rungs(outcome, replays)
+
+    def _sound(self, earlier: Sequence[Measurement]) -> list[Outcome]:
+        """The outcomes of those whose figures are the configuration's."""
+        judged = [judge(self.bench.plan, one, self.reference) for one in earlier]
+        return [one for one in judged if one.state == "measured"]
 
     def _replay(self, number: int, config: ServingConfig, scale: float, purpose: Purpose) -> Outcome:
         self.bench.report.at(scale)

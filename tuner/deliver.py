@@ -182,5 +182,7 @@ def _recommended(results: StudyResults, found: Recommendation) -> str:
     when = retune_when(results, found)
     words = [f"study {results.spec.name}, trial {found.trial.number}", refusal(found) or found.verdict, *found.reasons]
     words += [f"Tune again when {words}." for words in (conditions(when) if when is not None else ())]
+    if hashes := results.provenance.get("files"):
+        words.append(f"SHA-256 begins: {', '.join(f'{name} {begins}' for name, begins in hashes.items())}.")
     head = "".join(f"# {line}\n" for text in words for line in text.splitlines())
     return head + "\n" + engine_text(config_of(results.spec, found.trial.knobs))

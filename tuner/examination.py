@@ -20,7 +20,7 @@ from tuner.errors import ServingError
 from tuner.outcome import disqualifying_doubt, misses_an_slo
 from tuner.reasons import NEIGHBOUR, changes
 from tuner.recommend import recommend
-from tuner.results import TrialResult, load_results
+from tuner.results import TrialResult, ValidationResult, load_results
 from tuner.serving import adapters
 from tuner.serving.config import ServingConfig
 from tuner.serving.measurement import ACCEPTED, DRAFTED, Purpose, share
@@ -46,16 +46,15 @@ class Variation:
 
 
 def examine(bench: Bench) -> None:
-    """Measure the variations of what is recommended, those that were not measured yet."""
+    """Measure the variations of what is recommended, those that were not measured yet at the load that it is worth."""
     results = load_results(bench.store, bench.study_name)
     found = recommend(results)
     if found.trial is None or not found.deployable or found.trial.number == 0:
         return
     scale = proven(results, found.trial).time_scale
-    known = {v.window for v in results.validations if v.trial == found.trial.number}
+    known = {(v.window, v.time_scale): v for v in results.validations if v.trial == found.trial.number}
     for variation in variations(bench, results.baseline, found.trial):
-        if variation.name not in known:
-            _measure(bench, found.trial.number, variation, scale)
+        _measure(bench, found.trial.number, variation, scale, known)
 
 
 def variations(bench: Bench, baseline: TrialResult, chosen: TrialResult) -> Iterator[Variation]:
@@ -114,14 +113,26 @@ def _valid(name: str, purpose: Purpose, config: ServingConfig) -> Iterator[Varia
     yield Variation(name, purpose, config)
 
 
-def _measure(bench: Bench, number: int, variation: Variation, scale: float | None) -> None:
-    """A change taken back is measured down the ladder until the rest holds; failures are told and kept out."""
+def _measure(
+    bench: Bench,
+    number: int,
+    variation: Variation,
+    scale: float | None,
+    known: Mapping[tuple[str, float], ValidationResult],
+) -> None:
+    """A change taken back is measured down the ladder until the rest holds; failures are told and kept out. known:
+    what was measured before an interruption, by window and time scale."""
     descends = variation.purpose == "ablation" and bench.plan.spec.traffic.time_scale == "auto"
     for _ in range(DESCENT + 1 if descends else 1):
         if scale is None:
             return
-        bench.report.begin(f"{variation.purpose}: {variation.name}")
         load = replace(variation.load(bench.plan.load("tune", scale)), window=variation.name)
+        scale = ladder.below(scale)
+        if (earlier := known.get((variation.name, load.time_scale))) is not None:
+            if earlier.worst_slo <= 0:
+                return
+            continue
+        bench.report.begin(f"{variation.purpose}: {variation.name}")
         bench.report.at(load.time_scale)
         try:
             measured = bench.measure(number, variation.config, load, variation.purpose)
@@ -130,4 +141,3 @@ def _measure(bench: Bench, number: int, variation: Variation, scale: float | Non
             return
         if disqualifying_doubt(bench.plan, measured) is not None or not misses_an_slo(bench.plan, measured):
             return
-        scale = ladder.below(scale)

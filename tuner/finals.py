@@ -88,15 +88,16 @@ def allocation(found: Sequence[Estimate], total: int) -> list[float]:
     return [total * share / sum(shares) for share in shares]
 
 
+def larger(one: Estimate, other: Estimate) -> float:
+    """Probability that the first has the larger capacity."""
+    spread = math.sqrt(one.deviation**2 / max(one.count, 1) + other.deviation**2 / max(other.count, 1))
+    return float(norm.cdf((one.mean - other.mean) / spread))
+
+
 def decided(found: Sequence[Estimate]) -> float:
     """Least probability that the best mean is the best: 1 - sum P(another is better) (Bonferroni)."""
     best = max(found, key=lambda one: one.mean)
-    doubt = 0.0
-    for one in found:
-        if one is not best:
-            spread = math.sqrt(one.deviation**2 / max(one.count, 1) + best.deviation**2 / max(best.count, 1))
-            doubt += float(norm.cdf((one.mean - best.mean) / spread))
-    return 1.0 - doubt
+    return 1.0 - sum(larger(one, best) for one in found if one is not best)
 
 
 def next_replay(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from engine.profile import Profile
 from search_spaces.space import key
 from tuner.answers import QualityKey
 from tuner.bench import Bench
-from tuner.errors import ConfigRejected
+from tuner.errors import ConfigRejected, ServingError
 from tuner.outcome import Outcome
+from tuner.plan import Plan
 from tuner.prediction import calibrated, capacity, misses
 from tuner.proposals import Seen, chances
 from tuner.screening import Candidate, Knobs, Trust, pick, screen, trust
@@ -33,6 +34,7 @@ class Guide:
         self.slower = calibrated(unslowed, [(m.config, plan.load("tune", m.time_scale), m.records) for m in whole])
         self._simulator = unslowed.slower(self.slower)
         self._predicted: dict[str, Candidate] = {}
+        self._proposed: set[str] = set()
         self._left = 0
         self._foretold: list[tuple[float]] = []
         self._measured: list[tuple[float]] = []
@@ -63,10 +65,13 @@ class Guide:
         candidates = list(self._predicted.values())
         held = [self._predicted[key(one.knobs)] for one in seen if one.feasible and key(one.knobs) in self._predicted]
         best = max((one.predicted for one in held), default=min(one.predicted for one in candidates))
-        space, tried = self._bench.plan.space, {key(one.knobs) for one in seen}
+        space, tried = self._bench.plan.space, self._proposed | {key(one.knobs) for one in seen}
         chance = chances(space, [one.knobs for one in candidates], seen, quality_key)
         chosen = pick(candidates, chance, space, tried, best)
-        return None if chosen is None else chosen.knobs
+        if chosen is None:
+            return None
+        self._proposed.add(key(chosen.knobs))
+        return chosen.knobs
 
     def told(self, knobs: Mapping[str, Any], outcome: Outcome, start: float) -> None:
         """A trial has ended. After MIN_TRIALS more are proposed if those were foretold."""
@@ -102,3 +107,18 @@ class Guide:
             return misses(self._simulator.replay(plan.config(knobs), plan.load("tune", scale)), plan.slos)
         except (ConfigRejected, ValueError):
             return None
+
+
+def guided(bench: Bench, profiler: Callable[[Plan], Profile] | None, start: float) -> Guide | None:
+    """A guide that has proposals; None also where there is no profile to be had: a study does not stand on what is
+    simulated."""
+    if profiler is None:
+        return None
+    bench.report.begin("profile")
+    try:
+        guide = Guide(bench, profiler(bench.plan))
+    except (ServingError, ValueError) as error:
+        bench.report.note(f"nothing is simulated: {error}")
+        return None
+    guide.screen(start)
+    return guide

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from tuner import ladder
 from tuner.bench import Bench
+from tuner.errors import EngineCrashed, EngineHung, EngineOutOfMemory
 from tuner.outcome import disqualifying_doubt, slo_violation
+from tuner.scoring.slo import BADNESS_CAP
 
 
 def time_scale(bench: Bench) -> float:
@@ -35,6 +37,11 @@ def _highest_held(bench: Bench) -> int:
         scale = ladder.SCALES[rung]
         bench.report.begin(f"calibration x{scale:g}" + (", again" if rung in found else ""))
         config, load = bench.plan.config(bench.plan.baseline), bench.plan.load("tune", scale)
-        measured = bench.measure(None, config, load, "calibration")
-        found.setdefault(rung, []).append(slo_violation(bench.plan, measured))
+        try:
+            violation = slo_violation(bench.plan, bench.measure(None, config, load, "calibration"))
+        except (EngineCrashed, EngineHung, EngineOutOfMemory) as error:
+            # What it serves with less load, if anything, is looked for all the same: trials need not crash.
+            bench.report.note(f"calibration x{scale:g}: {error.reason}: {error}")
+            violation = BADNESS_CAP
+        found.setdefault(rung, []).append(violation)
     return ladder.knee_of(found)

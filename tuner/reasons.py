@@ -10,7 +10,7 @@ from tuner.finals import CONFIDENCE
 from tuner.results import StudyResults, TrialResult, ValidationResult
 from tuner.scoring.metrics import Interval
 from tuner.scoring.slo import BADNESS_CAP
-from tuner.worth import AGAIN, Proven, holding, replays_of, replicas, shown
+from tuner.worth import AGAIN, Proven, holding, outdoes, replays_of, replicas, shown
 
 CLIFF = 0.2
 """Share of the requests whose loss, one step or one mishap away, is told as a warning."""
@@ -30,11 +30,16 @@ def why(
     """Its constraints as the search measured them, and its rivals."""
     quality, closest = quality_of(chosen), min(chosen.constraints.items(), key=lambda item: (-item[1], item[0]))
     baseline, searched = results.baseline, chosen.time_scale or results.time_scale
+    met = f"met all {len(chosen.constraints)} constraints at {searched:.3g}x the recorded rate, "
+    met += f"{closest[0]} most narrowly: {_spare(*closest)}"
     reasons = [
-        f"In the search it met all {len(chosen.constraints)} constraints at {searched:.3g}x the recorded rate, "
-        f"{closest[0]} most narrowly: {_spare(*closest)}.",
+        f"In the search it {met if closest[1] <= 0 else f'missed {missed_by(*closest)} at {searched:.3g}x'}.",
         f"Quality {quality.value:.4f} ({quality.low:.4f} to {quality.high:.4f}) of the full-precision reference.",
     ]
+    if not kept and (probability := outdoes(results, chosen.number, baseline.number)) is not None:
+        reasons.append(
+            f"By the replays of the finals it holds more load than the baseline with probability {_sure(probability)}."
+        )
     if (needed := replicas(worth[chosen.number].time_scale)) > 1:
         reasons.append(f"It does not hold the recorded rate: {needed} replicas, each with an equal share, should.")
     if not kept and not any((one.trial, one.purpose) == (chosen.number, "ablation") for one in results.validations):
@@ -45,6 +50,10 @@ def why(
         numbers = ", ".join(str(trial.number) for trial in tied[:5])
         reasons.append(f"{len(tied)} more cannot be told apart by goodput ({numbers}); its place is by the tie-break.")
     return reasons
+
+
+def _sure(probability: float) -> str:
+    return "above 0.999" if probability > 0.999 else f"{probability:.3f}"
 
 
 def _spare(constraint: str, value: float) -> str:
@@ -97,7 +106,8 @@ def bought(results: StudyResults, chosen: TrialResult, worth: Proven) -> list[st
     """What each change from the baseline buys, from measurements without it: see examination.py. A line for all that
     buy the same."""
     lines: dict[str, list[str]] = {}
-    for name, validations in _by_window(results, chosen.number, "ablation").items():
+    measured = _by_window(results, chosen.number, "ablation")
+    for name, validations in measured.items():
         knob = name.removeprefix("without ")
         value, before = _value(chosen.knobs.get(knob)), _value(results.baseline.knobs.get(knob))
         held = max(holding(validations), key=lambda v: v.time_scale, default=None)
@@ -109,6 +119,10 @@ def bought(results: StudyResults, chosen: TrialResult, worth: Proven) -> list[st
         else:
             buys = f"without it the rest holds no more than {held.time_scale:.3g}x"
         lines.setdefault(buys, []).append(f"{knob} {value} instead of {before}")
+    if lines:  # what could not be measured, because the engine failed or refuses it, must not go unsaid
+        untold = [k for k in changes(chosen, results.baseline) if f"without {k}" not in measured]
+        told = [f"{k} {_value(chosen.knobs.get(k))} instead of {_value(results.baseline.knobs.get(k))}" for k in untold]
+        lines |= {"without it the rest was not measured": told} if told else {}
     return [f"{', '.join(changed)}: {_each(buys, len(changed))}." for buys, changed in lines.items()]
 
 
@@ -124,9 +138,10 @@ def _each(buys: str, changed: int) -> str:
 
 def cliffs(results: StudyResults, chosen: TrialResult) -> list[str]:
     """The share of good requests under other circumstances, and one step away in each number, at the load that the
-    configuration is worth. A share, not a goodput: the worth may be of another window, with other requests."""
+    configuration is worth: the latest at which each was replayed. A share, not a goodput: the worth may be of another
+    window, with other requests."""
     shares = {
-        name: min(_good_share(v) for v in validations)
+        name: min(_good_share(v) for v in validations if v.time_scale == validations[-1].time_scale)
         for name, validations in _by_window(results, chosen.number, "scenario").items()
     }
     lines = []

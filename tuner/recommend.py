@@ -9,22 +9,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tuner.alternatives import Alternative, alternatives
+from tuner.finals import CONFIDENCE
 from tuner.reasons import WINDOWS, bought, changes, cliffs, excluded, measured_again, missed_by, quality_of, why
 from tuner.results import StudyResults, TrialResult, ValidationResult
 from tuner.scored import cost_of
 from tuner.scoring.metrics import Interval
 from tuner.serving.measurement import Purpose
-from tuner.worth import SEARCH, Proven, climbs, proven, replays_of, shown
+from tuner.worth import SEARCH, Proven, climbs, outdoes, proven, replays_of, shown
 
 RULE = (
     "Among the configurations that meet every SLO and quality floor (and held them when measured again, if any did): "
     "the largest lower 95 % bound of goodput at the highest load that each holds; of one that was measured again, on "
-    "the window where that is least. Finalists race: the load that one is worth is the highest that a further replay "
-    "would hold with probability 0.95, and the one with the largest lower bound of capacity goes on to held-out "
-    "traffic, where it must hold too. Those on the Pareto front whose goodput intervals reach that bound are tied; the "
-    "tie goes to the larger smallest SLO margin (in steps of 0.05), then to higher quality (in steps of 0.005), then "
-    "to fewer changes from the baseline. A feasible baseline is kept unless the goodput interval lies above the "
-    "baseline's."
+    "the window where that is least, of equal loads on held-out traffic. Finalists race: the load that one is worth is "
+    "the highest that a further replay would hold with probability 0.95, and the one with the largest lower bound of "
+    "capacity goes on to held-out traffic, where it must hold too. Those on the Pareto front whose goodput intervals "
+    "reach that bound are tied; the tie goes to the larger smallest SLO margin (in steps of 0.05), then to higher "
+    "quality (in steps of 0.005), then to fewer changes from the baseline. A feasible baseline is kept unless the "
+    "goodput interval lies above the baseline's and, where both raced, the capacity is larger with probability 0.95."
 )
 MARGIN_STEP = 0.05
 QUALITY_STEP = 0.005
@@ -69,17 +70,21 @@ class Recommendation:
 
 def recommend(results: StudyResults) -> Recommendation:
     """Apply RULE. The order of the trials and of the validations changes nothing."""
-    feasible = [trial for trial in results.trials if trial.state == "feasible"]
+    feasible, standing = list(results.candidates), held(results)
+    if results.baseline not in feasible and stands(results, results.baseline):
+        feasible.insert(0, results.baseline)
     if not feasible:
         return _abstain(results)
-    missed, validated, standing = _missed_validations(results), _validated(results), held(results)
+    missed, validated = _missed_validations(results), _validated(results)
     worth = {trial.number: proven(results, trial) for trial in (results.baseline, *feasible) if trial.traffic}
     stood = _furthest(results, [trial for trial in feasible if trial.number in standing])
-    candidates = _better_than_baseline(stood or feasible, results.baseline, worth, missed)
+    candidates = _better_than_baseline(stood or feasible, results, worth, missed)
     kept = not candidates
     ranked = _ranked(candidates or stood or feasible, results.baseline, worth)
     chosen = results.baseline if kept else ranked[0]
     others = [trial for trial in ranked if trial.number != chosen.number]
+    if chosen.number not in validated and validated - {results.baseline.number}:
+        missed = {**missed, chosen.number: "was not measured again, and none held that was"}
     reasons = [*why(results, chosen, others, worth, kept), *measured_again(results, chosen)]
     reasons += excluded(feasible, missed, chosen)
     if not kept:
@@ -131,6 +136,12 @@ def held(results: StudyResults) -> set[int]:
     return _validated(results) - _missed_validations(results).keys()
 
 
+def stands(results: StudyResults, trial: TrialResult) -> bool:
+    """Whether a trial is feasible; the baseline also where it held when it was measured again. One slow moment in its
+    only replay at the study's load must not make way for what serves no more."""
+    return trial.state == "feasible" or (trial is results.baseline and trial.number in held(results))
+
+
 def _furthest(results: StudyResults, stood: Sequence[TrialResult]) -> list[TrialResult]:
     """Of those that held when measured again: those that did so on held-out traffic too, once there is one."""
     through = [trial for trial in stood if replays_of(results, trial.number, "holdout")]
@@ -158,12 +169,16 @@ def _ranked(candidates: Sequence[TrialResult], baseline: TrialResult, worth: Map
 
 
 def _better_than_baseline(
-    pool: Sequence[TrialResult], baseline: TrialResult, worth: Mapping[int, Proven], missed: Mapping[int, str]
+    pool: Sequence[TrialResult], results: StudyResults, worth: Mapping[int, Proven], missed: Mapping[int, str]
 ) -> list[TrialResult]:
     """Those that are proven to serve more than the baseline; all of them when it is no alternative."""
-    if baseline.state != "feasible" or (baseline.number in missed and any(t.number not in missed for t in pool)):
+    baseline = results.baseline
+    if not stands(results, baseline) or (baseline.number in missed and any(t.number not in missed for t in pool)):
         return list(pool)
-    return [t for t in pool if worth[t.number].goodput.low > worth[baseline.number].goodput.high]
+    above = [t for t in pool if worth[t.number].goodput.low > worth[baseline.number].goodput.high]
+    # One rung more may be claimed for a mean that lies a hair's breadth above the baseline's.
+    sure = {t.number: outdoes(results, t.number, baseline.number) for t in above}
+    return [t for t in above if (probability := sure[t.number]) is None or probability >= CONFIDENCE]
 
 
 def _validated(results: StudyResults) -> set[int]:
@@ -212,7 +227,8 @@ def _verdict(
     if baseline.number not in worth:
         return f"Deploy trial {chosen.number}: {served}; the baseline could not be measured."
     before = worth[baseline.number]
-    state = "" if baseline.state == "feasible" and baseline.number not in missed else ", which misses its constraints,"
+    holds = stands(results, baseline) and baseline.number not in missed
+    state = "" if holds else ", which misses its constraints,"
     # Of another window than the claim: other requests.
     searched = " in the search" if before.purpose == SEARCH != found.purpose else ""
     return (

@@ -121,6 +121,17 @@ class StudyResults:
         return self.trials[0]
 
     @property
+    def candidates(self) -> tuple[TrialResult, ...]:
+        """The feasible trials by number, each configuration once, by its first feasible one: a replicate is another
+        reading of it. The baseline's is trial 0 alone, once that was measured."""
+        feasible = sorted((t for t in self.trials if t.state == "feasible"), key=lambda trial: trial.number)
+        kept = [self.baseline] if self.baseline.traffic is not None else []
+        for trial in feasible:
+            if all(dict(trial.knobs) != dict(one.knobs) for one in kept):
+                kept.append(trial)
+        return tuple(trial for trial in kept if trial.state == "feasible")
+
+    @property
     def front(self) -> tuple[TrialResult, ...]:
         return tuple(t for t in self.trials if t.on_front)
 
@@ -136,7 +147,8 @@ def load_results(
     Raises ValueError for an unknown study, one that has no trials yet, and a spec that does not fit its records.
     """
     info = store.study_info(study)
-    used = spec or parse_spec(yaml.safe_load(info.spec), source=f"study {study!r}", base=Path("/"))
+    own = parse_spec(yaml.safe_load(info.spec), source=f"study {study!r}", base=Path("/"))
+    used = spec or own
     reference = store.reference(str(info.provenance.get("reference_key", ""))) or ()
     measured = store.measurements(study)
     known = {} if scores is None else scores
@@ -146,7 +158,7 @@ def load_results(
         if stored.measurement.purpose in TRIALS:
             by_trial.setdefault(stored.trial, []).append((stored.measurement, known[stored.id]))
     validations = _validations(measured, known)
-    drifted = watch(measured, used, info.time_scale).affected
+    drifted = watch(measured, own, info.time_scale).affected  # of the machine, which other SLOs do not mend
     failures = {failure.trial: failure for failure in store.failures(study)}
     trials = [_trial(t, by_trial.get(t.number, []), failures.get(t.number)) for t in store.trials(study)]
     trials = [_doubted(trial) if trial.number in drifted else trial for trial in trials]

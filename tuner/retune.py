@@ -81,7 +81,7 @@ def conditions(when: RetuneWhen) -> tuple[str, ...]:
             words.append(
                 f"prompts share another part of their tokens than {profile.shared:.0%}, by more than {_points()}"
             )
-    if when.acceptance is not None:
+    if when.acceptance is not None and when.acceptance > POINTS:
         words.append(
             f"fewer than {when.acceptance - POINTS:.0%} of guessed tokens are accepted ({when.acceptance:.0%} now)"
         )

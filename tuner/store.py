@@ -156,9 +156,9 @@ class Store:
         """Keep what the calibration found."""
         self._update_study(name, {"time_scale": time_scale})
 
-    def set_provenance(self, name: str, provenance: Mapping[str, Any]) -> None:
-        """Replace the provenance of a study."""
-        self._update_study(name, {"provenance": dump(provenance)})
+    def set_spec(self, name: str, spec: str) -> None:
+        """Replace the text of a study's file, of which what is measured has not changed."""
+        self._update_study(name, {"spec": spec})
 
     def save_measurement(
         self, study: str, trial: int | None, measurement: Measurement, quality_key: str | None = None

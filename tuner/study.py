@@ -18,7 +18,7 @@ from tuner.bench import Bench
 from tuner.climb import TIME_SCALE, Climb, incumbent_scale
 from tuner.errors import ConfigRejected, DoesNotFit, LaunchError
 from tuner.examination import examine
-from tuner.guide import Guide
+from tuner.guide import Guide, guided
 from tuner.knee import time_scale
 from tuner.outcome import Outcome, Reporter, broken
 from tuner.plan import Plan, make_plan
@@ -34,6 +34,8 @@ from tuner.store import SEARCH_END, Store
 from tuner.traffic.profile import profile_of
 from tuner.validation import validate
 
+FIRST = "first"
+"""Study attribute: what was given to be measured first, until it is asked: an interruption may come before."""
 MAX_BROKEN = 3
 """Trials in a row that may end for reasons outside their configuration."""
 STATES = {"measured": TrialState.COMPLETE, "failed": TrialState.PRUNED, "broken": TrialState.FAIL}
@@ -70,13 +72,18 @@ def run_study(
     plan = make_plan(spec)
     _open_study(plan, store, environment, resume)
     with held_lease(store, spec.name) as renew:
+        store.set_spec(
+            spec.name, spec.model_dump_json()
+        )  # another budget or cost is one of the finals and readers, too
         session = Session(Bench(plan, store, testbed, report, renew, environment), _optuna_study(plan, store))
+        if first:
+            session.study.set_user_attr(FIRST, [dict(knobs) for knobs in first])
         try:
             reference = session.bench.reference()
             _reconcile(session, reference)
             report.resumed(_earlier(session))
             scale = time_scale(session.bench)
-            _search(session, reference, scale, first, profiler)
+            _search(session, reference, scale, profiler)
             validate(session.bench)
             if spec.budget.examine:
                 examine(session.bench)
@@ -113,15 +120,18 @@ def _optuna_study(plan: Plan, store: Store) -> optuna.Study:
 
 
 def _reconcile(session: Session, reference: tuple[ProbeRecord, ...] | None) -> None:
-    """Leave no trial RUNNING. What was measured is told, given the reference; what was not is asked again."""
+    """Leave no trial RUNNING. What was begun is ended and told, given the reference; what was not is asked again."""
     for stale in session.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         trial = _handle(session, stale)
         measured = _measurements_of(session, stale.number)
         if measured:
             if reference is not None:
-                trial.set_user_attr(search.SECONDS, sum(sum(one.seconds.values()) for one in measured))
-                outcome = Climb(session.bench, reference).known(measured)
-                _tell(session, trial, outcome, measured[-1].config)
+                config, scale = measured[0].config, measured[0].time_scale
+                session.bench.report.begin(f"trial {stale.number}, further")
+                outcome = Climb(session.bench, reference).attempt(stale.number, config, scale, measured)
+                whole = _measurements_of(session, stale.number)
+                trial.set_user_attr(search.SECONDS, sum(sum(one.seconds.values()) for one in whole))
+                _tell(session, trial, outcome, config)
             continue
         params = dict(stale.system_attrs.get("fixed_params", stale.params))
         _tell(session, trial, broken(search.INTERRUPTED, "the tuner was stopped"), session.bench.plan.config(params))
@@ -159,10 +169,9 @@ def _search(
     session: Session,
     reference: tuple[ProbeRecord, ...],
     start: float,
-    first: Sequence[Mapping[str, Any]],
     profiler: Callable[[Plan], Profile] | None,
 ) -> None:
-    """Baseline first, then `first`, then trials until the budget is spent. start: the load of the first."""
+    """Baseline first, then what was given, then trials until the budget is spent. start: the load of the first."""
     guide: Guide | None = None
     plan, study, climb = session.bench.plan, session.study, Climb(session.bench, reference)
     spec = plan.spec
@@ -170,12 +179,9 @@ def _search(
         _ends(session, "interrupted")
     if not study.get_trials(deepcopy=False):
         _add_baseline(session, climb, start)
-        if profiler is not None:
-            session.bench.report.begin("profile")
-            guide = Guide(session.bench, profiler(plan))
-            guide.screen(start)
-        for knobs in first:
-            study.enqueue_trial(dict(knobs))
+    if len(study.get_trials(deepcopy=False)) == 1:  # as far as an interrupted run came, nothing was asked yet
+        guide = guided(session.bench, profiler, start)
+        _enqueue(session, study.user_attrs.get(FIRST, ()))
     in_a_row = 0
     quality_key = partial(_quality_key, plan)
     keep_watch(session.bench, study, start)
@@ -210,10 +216,17 @@ def _search(
 def _enqueue_guided(session: Session, guide: Guide, quality_key: QualityKey) -> None:
     """What the simulator would try next, where nothing else waits."""
     trials = search.standing(session.study)
-    if search.waiting(trials):
-        return
-    if (knobs := guide.propose(search.seen(trials, session.bench.plan.space), quality_key)) is not None:
-        session.study.enqueue_trial(knobs)
+    if not search.waiting(trials):
+        told = search.seen(trials, session.bench.plan.space)
+        while (knobs := guide.propose(told, quality_key)) is not None and not _fits(session.bench, knobs):
+            pass
+        _enqueue(session, [knobs] if knobs is not None else ())
+
+
+def _enqueue(session: Session, wanted: Sequence[Mapping[str, Any]]) -> None:
+    """Each configuration once, and none that cannot fit."""
+    for knobs in {key(knobs): knobs for knobs in wanted if _fits(session.bench, knobs)}.values():
+        session.study.enqueue_trial(dict(knobs))
 
 
 def _quality_key(plan: Plan, knobs: Mapping[str, Any]) -> str:
@@ -251,10 +264,7 @@ def _add_baseline(session: Session, climb: Climb, scale: float) -> None:
     plan = session.bench.plan
     config = plan.config(plan.baseline)
     session.bench.report.begin("baseline")
-    if earlier := _measurements_of(session, 0):
-        outcome = climb.known(earlier)
-    else:
-        outcome = climb.attempt(0, config, scale)
+    outcome = climb.attempt(0, config, scale, _measurements_of(session, 0))
     session.study.add_trial(
         optuna.create_trial(
             state=STATES[outcome.state],

@@ -71,16 +71,19 @@ def next_turn(results: StudyResults) -> Turn | None:
 
 
 def _claims_recorded_rate(results: StudyResults, number: int) -> bool:
-    """What holds less is known to miss there."""
+    """What holds less is known to miss there; a study at a load of its own below it does not ask."""
     trial = results.trials[number]
-    return not climbs(results) or trial.traffic is None or proven(results, trial).time_scale >= 1.0
+    if not climbs(results):
+        return results.time_scale >= 1.0
+    return trial.traffic is None or proven(results, trial).time_scale >= 1.0
 
 
 def entrants(results: StudyResults) -> list[Candidate]:
     """The baseline and as many finalists as the study file has, by the capacity that the search saw in them; in the
     place of one that is out the next, and after them those that are out."""
+    candidates = {trial.number for trial in results.candidates if trial.number}
     promising = sorted(field(results)[0], key=lambda one: -one.expected)
-    promising = [one for one in promising if one.number and results.trials[one.number].state == "feasible"]
+    promising = [one for one in promising if one.number in candidates]
     finalists = results.spec.budget.finalists
     reserve = promising[: finalists + SUBSTITUTES] if finalists else []
     baseline = [one for one in field(results)[0] if one.number == 0]

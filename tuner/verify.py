@@ -122,8 +122,8 @@ def _differences(results: StudyResults, plan: Plan, environment: Mapping[str, An
     before = dict(results.provenance.get("files", {}))
     notes = [
         f"{key}: the files have changed since the study"
-        for key in ("model", "draft_model", "quality.probes")
-        if key in before and plan.hashes.get(key) != before[key]
+        for key in before
+        if key != "traffic.trace" and plan.hashes.get(key) != before[key]
     ]
     changed = [key for key in ("cpu", "cpu_cores", "gpus") if key in results.environment]
     changed = [key for key in changed if results.environment[key] != environment.get(key)]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.yaml_file import found, read_mapping
-from tuner.recommend import TESTING, Recommendation, held, recommend
-from tuner.results import TRIALS, StudyResults, load_results
+from tuner.recommend import TESTING, Recommendation, held, recommend, stands
+from tuner.results import TRIALS, StudyResults, TrialResult, load_results
 from tuner.scored import Scored, score
 from tuner.scoring.probes import ProbeRecord
 from tuner.serving.measurement import Measurement
@@ -82,7 +82,7 @@ def whatif(store: Store, study: str, path: Path) -> WhatIf:
         changes=changes,
         bindings=_bindings(replays, reference, old.spec, spec),
         old_missed=missed,
-        holds=None if before.trial is None else not missed and _state(new, before) == "feasible",
+        holds=None if before.trial is None else not missed and stands(new, _trial(new, before.trial.number)),
         unknown=() if all(key.startswith("cost") for key in changes) else tuple(_unknown(replays, old, new, after)),
     )
 
@@ -165,7 +165,8 @@ def _missed(new: StudyResults, before: Recommendation) -> dict[str, float]:
     if before.trial is None:
         return {}
     number = before.trial.number
-    measured = [trial.constraints for trial in new.trials if trial.number == number]
+    trial = _trial(new, number)
+    measured = [] if stands(new, trial) else [trial.constraints]
     for purpose in TESTING:
         tests = replays_of(new, number, purpose)
         if tests and shown(new, number, purpose) is None:
@@ -177,8 +178,8 @@ def _missed(new: StudyResults, before: Recommendation) -> dict[str, float]:
     return missed
 
 
-def _state(results: StudyResults, found: Recommendation) -> str:
-    return next(trial.state for trial in results.trials if trial.number == _number(found))
+def _trial(results: StudyResults, number: int) -> TrialResult:
+    return next(trial for trial in results.trials if trial.number == number)
 
 
 def _unknown(replays: Sequence[Measurement], old: StudyResults, new: StudyResults, after: Recommendation) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from tuner import finals
-from tuner.finals import FIRST_REPLAYS, Candidate, claimed, estimates, mostly
+from tuner.finals import FIRST_REPLAYS, Candidate, Estimate, claimed, estimates, larger, mostly
 from tuner.ladder import SCALES
 from tuner.proposals import ln_capacities, slope_of
 from tuner.results import StudyResults, TrialResult, ValidationResult
@@ -18,7 +18,8 @@ LADDER = tuple(sorted((*SCALES, *(round(math.sqrt(low * high), 3) for low, high 
 """Loads of the finals: the rungs, and one halfway between any two. A climb is quick by whole rungs; a claim that stops
 at them is half a rung too modest on the average."""
 
-SEARCH, AGAIN = "search", ("repeat", "holdout")
+HELD_OUT = "holdout"
+SEARCH, AGAIN = "search", ("repeat", HELD_OUT)
 """What a worth rests on: the search, or replays after it on the tuning window and on the held-out one."""
 ORIGINS = {SEARCH: "search, once", "repeat": "tuning window, again", "holdout": "held-out window"}
 """Where the figures of a worth come from, for tables: those of two windows are not to be compared to a few per cent."""
@@ -61,13 +62,19 @@ def proven(results: StudyResults, trial: TrialResult) -> Proven:
 
 def claim(results: StudyResults, number: int) -> Proven | None:
     """What may be claimed of a configuration that was measured again: the least of the windows. None of one that was
-    not, or that held on one of them no load."""
+    not, or that held on one of them no load.
+
+    Where trials climb, of equal loads that on the held-out window, where every claim is tested: its requests may come
+    twice as fast, and one's goodput there must not stand beside another's on the tuning window.
+    """
     purposes = [purpose for purpose in AGAIN if replays_of(results, number, purpose)]
     found = [shown(results, number, purpose) for purpose in purposes]
     held = [one for one in found if one is not None]
     if not held or len(held) < len(found):
         return None
-    return min(held, key=lambda one: (one.time_scale, one.goodput.value))
+    if climbs(results):
+        return min(held, key=lambda one: (one.time_scale, one.purpose != HELD_OUT))
+    return min(held, key=lambda one: one.goodput.value)
 
 
 def replicas(time_scale: float) -> int:
@@ -125,11 +132,25 @@ def field(results: StudyResults) -> tuple[list[Candidate], float]:
     ], slope_of(rungs)
 
 
-def _raced(results: StudyResults, number: int, found: Sequence[ValidationResult]) -> Proven | None:
+def outdoes(results: StudyResults, number: int, other: int) -> float | None:
+    """The probability, by the replays of the finals, that one trial's configuration has the larger capacity than
+    another's; None where they did not race."""
+    found = _estimated(results) if climbs(results) else {}
+    if number not in found or other not in found:
+        return None
+    return larger(found[number][1], found[other][1])
+
+
+def _estimated(results: StudyResults) -> dict[int, tuple[Candidate, Estimate]]:
+    """Those that were replayed in the finals, by the number of their trials."""
     candidates, slope = field(results)
     replayed = [one for one in candidates if one.replays]
-    estimate = dict(zip((one.number for one in replayed), estimates(replayed, slope), strict=True))[number]
-    rung = claimed(next(one for one in replayed if one.number == number), estimate, LADDER)
+    return {one.number: (one, found) for one, found in zip(replayed, estimates(replayed, slope), strict=True)}
+
+
+def _raced(results: StudyResults, number: int, found: Sequence[ValidationResult]) -> Proven | None:
+    candidate, estimate = _estimated(results)[number]
+    rung = claimed(candidate, estimate, LADDER)
     if rung < 0:
         return None
     scale = min(LADDER[rung], max(one.time_scale for one in found))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from search_spaces.space import load_space
 from tests.fakes import FakeTestbed, make_spec
 from tests.tuner.test_study import Log, auto
 from tuner.examination import neighbours, shuffled
+from tuner.reasons import cliffs
 from tuner.recommend import recommend
 from tuner.results import load_results
+from tuner.serving.config import ServingConfig
 from tuner.serving.testbed import Load
 from tuner.store import Store
 from tuner.study import run_study
@@ -36,10 +39,28 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield store
 
 
-def studied(directory: Path, store: Store, resume: bool = False, **budget: Any) -> FakeTestbed:
+class Interruption:
+    """Ctrl-C at the nth call for a purpose."""
+
+    def __init__(self, purpose: str, at: int) -> None:
+        self._purpose, self._left = purpose, at
+
+    def __call__(self, config: ServingConfig, purpose: str) -> None:
+        self._left -= purpose == self._purpose
+        if purpose == self._purpose and not self._left:
+            raise KeyboardInterrupt
+
+
+def studied(
+    directory: Path,
+    store: Store,
+    resume: bool = False,
+    fault: Callable[[ServingConfig, str], Exception | None] = lambda config, purpose: None,
+    **budget: Any,
+) -> FakeTestbed:
     budget = {"trials": 10, "startup_trials": 4, "finalists": 1, "plateau": False, **budget}
     spec = make_spec(directory, budget=budget, traffic=auto(directory), search_space=SPACE)
-    testbed = FakeTestbed()
+    testbed = FakeTestbed(fault)
     run_study(spec, store, testbed, Log(), {"machine": "fake"}, resume)
     return testbed
 
@@ -77,6 +98,30 @@ def test_what_was_examined_is_not_measured_again(tmp_path: Path, store: Store) -
     assert [call for call in studied(tmp_path, store).calls if call.purpose == "scenario"]
     again = studied(tmp_path, store, resume=True)
     assert {call.purpose for call in again.calls} <= {"reference"}
+
+
+def test_an_interrupted_examination_goes_on_where_it_stopped(tmp_path: Path, store: Store) -> None:
+    with Store(tmp_path / "whole.db") as whole:
+        calls = [call for call in studied(tmp_path, whole).calls if call.purpose == "ablation"]
+        told = recommend(load_results(whole, "fake")).reasons
+    with pytest.raises(KeyboardInterrupt):
+        studied(tmp_path, store, fault=Interruption("ablation", 2))
+    rest = [call for call in studied(tmp_path, store, resume=True).calls if call.purpose == "ablation"]
+    assert len(calls) > 3 and [call.time_scale for call in rest] == [call.time_scale for call in calls[1:]]
+    assert recommend(load_results(store, "fake")).reasons == told
+
+
+def test_what_is_worth_another_load_is_examined_at_that(tmp_path: Path, store: Store) -> None:
+    """What was measured at another load, before more trials, is no scenario of this one."""
+    studied(tmp_path, store)
+    results = load_results(store, "fake")
+    found = recommend(results)
+    assert found.trial is not None
+    worse = next(v for v in results.validations if v.window == "next to it: max_num_seqs 8")
+    stale = replace(worse, window="1.2 times that load", time_scale=9.0)
+    assert cliffs(replace(results, validations=(stale, *results.validations)), found.trial) == cliffs(
+        results, found.trial
+    )
 
 
 def test_nothing_is_examined_when_nobody_asked(tmp_path: Path, store: Store) -> None:

@@ -20,6 +20,7 @@ from tuner.scoring.metrics import ClassMetrics, Interval, TrafficMetrics
 from tuner.scoring.quality import QualityScore
 from tuner.spec import parse_spec
 from tuner.stored import ValidationFailure
+from tuner.worth import outdoes, proven
 
 SPEC = parse_spec(
     {
@@ -192,6 +193,15 @@ def test_a_failed_validation_is_a_missed_one(held: tuple[int, ...], expected: in
     assert "not measured again" not in told
 
 
+def test_where_none_holds_that_was_measured_again_an_untested_one_is_not_deployable() -> None:
+    others = (trial_of(1, 3.0), trial_of(2, 3.0, margin=0.9))
+    found = recommend(study_of(BAD_BASELINE, *others, validations=(validation_of(1, 0.2),)))
+    assert found.trial is not None and (found.trial.number, found.deployable) == (2, False)
+    assert found.verdict.endswith("but it was not measured again, and none held that was.")
+    untested = recommend(study_of(BAD_BASELINE, *others, validations=(validation_of(0, 0.2),)))
+    assert untested.trial is not None and untested.deployable, "a study without finalists"
+
+
 def test_what_was_never_measured_again_is_said_to_be_so() -> None:
     assert "It was not measured again after the search." in recommend(study_of(BAD_BASELINE, trial_of(1, 2.0))).reasons
 
@@ -203,12 +213,50 @@ def test_changes_that_buy_the_same_share_a_line() -> None:
         for knob, violation in (("max_num_seqs", -0.1), ("block_size", -0.2), ("kv_window", 0.3))
     )
     reasons = recommend(study_of(BAD_BASELINE, trial_of(1, 3.0, knobs=knobs), validations=ablations)).reasons
+    without = recommend(study_of(BAD_BASELINE, trial_of(1, 3.0, knobs=knobs), validations=ablations[:2])).reasons
+    assert "kv_window 128 instead of none: without it the rest was not measured." in without, "its engine failed"
     assert (
         "max_num_seqs 64 instead of 0, block_size 32 instead of 16: none of them needed by itself at this load; the "
         "rest holds 2x without any one of them."
     ) in reasons
     assert "kv_window 128 instead of none: without it the rest does not hold even 2x." in reasons
     assert not [reason for reason in reasons if reason.startswith("It differs")], "said already"
+
+
+@pytest.mark.parametrize(
+    ("lead", "expected"), cases([("by a hair's breadth", 0.004, 0), ("by as much as the repeats can tell", 0.07, 1)])
+)
+def test_a_rung_more_is_not_enough_where_the_finals_cannot_tell_it_from_the_baseline(
+    lead: float, expected: int
+) -> None:
+    """Capacities on either side of what a claim of 1.875 takes; 1.749 is the next below."""
+    means = (0.699, 0.699 + lead)
+    trials = [trial_of(number, 20.0, time_scale=2.011, rungs=((2.011, -0.1),)) for number in (0, 1)]
+    repeats = [
+        ValidationResult(number, "repeat", "tune", 2.011, _traffic(20.0, 0.01), {"slo:chat": 3 * (0.69863 - mean)}, 0.1)
+        for number, mean in enumerate(means)
+        for _ in range(3)
+    ]
+    results = study_of(*trials, validations=tuple(repeats))
+    claims = [proven(results, trial) for trial in trials]
+    assert claims[0].goodput.high < claims[1].goodput.low
+    probability, found = outdoes(results, 1, 0), recommend(results)
+    assert probability is not None and (probability >= 0.95) == (expected == 1)
+    assert found.trial is not None and found.trial.number == expected
+    said = f"it holds more load than the baseline with probability {probability:.3f}"
+    assert any(said in reason for reason in found.reasons) == (expected == 1)
+
+
+def test_a_replicate_is_no_other_configuration() -> None:
+    again, twice = trial_of(1, 3.5, knobs=trial_of(0, 2.0).knobs), trial_of(3, 3.1, knobs=trial_of(2, 3.0).knobs)
+    study = study_of(trial_of(0, 2.0), again)
+    assert [trial.number for trial in study.candidates] == [0]
+    kept = recommend(study)
+    assert kept.trial is not None and kept.trial.number == 0, "a lucky reading of the baseline is the baseline"
+    found = recommend(study_of(trial_of(0, 2.0), again, trial_of(2, 3.0), twice))
+    assert found.trial is not None and found.trial.number == 2 and not found.runners_up[1:]
+    unmeasured = study_of(_failed(0), trial_of(1, 3.0, knobs=_failed(0).knobs))
+    assert [trial.number for trial in unmeasured.candidates] == [1]
 
 
 TTFT = "chat p95 ttft at its load"
@@ -247,7 +295,7 @@ def test_nothing_measured_is_an_abstention() -> None:
 margins = st.floats(-1.0, 1.0)
 trials = st.builds(trial_of, st.just(0), st.floats(0.5, 5.0), margin=margins, quality=st.floats(0.5, 1.0))
 studies = st.lists(trials, min_size=1, max_size=8).map(
-    lambda drawn: [dataclasses.replace(trial, number=i, knobs={"max_num_seqs": i % 3}) for i, trial in enumerate(drawn)]
+    lambda drawn: [dataclasses.replace(trial, number=i, knobs={"max_num_seqs": i}) for i, trial in enumerate(drawn)]
 )
 
 

@@ -43,6 +43,11 @@ def _lengths(scale: float = 1.0, count: int = 400) -> list[int]:
     return [int(x * scale) + 1 for x in np.random.default_rng(2).lognormal(5, 0.6, count)]
 
 
+def test_no_threshold_is_one_that_nothing_can_cross() -> None:
+    said = [" ".join(conditions(RetuneWhen(1, 10.0, None, share, None))) for share in (0.6, 0.05)]
+    assert "fewer than 50% of guessed tokens" in said[0] and "guessed" not in said[1]
+
+
 @given(COUNTS, st.data())
 def test_the_index_is_both_divergences_added(before: list[int], data: st.DataObject) -> None:
     after = data.draw(st.lists(st.integers(0, 500), min_size=len(before), max_size=len(before)))

@@ -135,6 +135,10 @@ def test_trials_since_the_last_good_sentinel_are_measured_again(tmp_path: Path, 
     results = load_results(store, "fake")
     drifted = [trial.number for trial in results.trials if trial.reason == "drifted"]
     assert drifted == [5, 6, 7, 8]
+    hopeless = load_results(store, "fake", make_spec(tmp_path, slos={"chat": {"ttft": 0.001}}))
+    assert [trial.number for trial in hopeless.trials if trial.reason == "drifted"] == drifted, (
+        "of the machine, not SLOs"
+    )
     asked = knobs(store)
     assert asked[9:13] == asked[5:9] and len(asked) == 13
     chosen = recommend(results).trial

@@ -53,8 +53,8 @@ def test_a_study_comes_back_as_it_was(store: Store) -> None:
     assert (info.spec, info.space_hash, info.time_scale) == ("name: s\n", "abc", None)
     assert info.provenance == {"reference_key": "k", "note": "é"}
     store.set_time_scale("s", 3.0)
-    store.set_provenance("s", {"trace": "t"})
-    assert (store.study_info("s").time_scale, store.study_info("s").provenance) == (3.0, {"trace": "t"})
+    store.set_spec("s", "budget: {trials: 9}")
+    assert (store.study_info("s").time_scale, store.study_info("s").spec) == (3.0, "budget: {trials: 9}")
     assert store.study_info("later").time_scale == 1.5
     assert store.study_names() == ("s", "later")
 

@@ -248,7 +248,9 @@ def test_a_crash_further_up_leaves_what_was_held(tmp_path: Path, store: Store, m
     assert (trial.state, trial.time_scale) == ("feasible", 1.15)
 
 
-def test_a_resumed_trial_is_told_what_it_held(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_trial_climbs_on_from_what_it_held(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     measure = FakeTestbed.measure
 
     def interrupted(testbed: FakeTestbed, config: ServingConfig, load: Load, **asked: Any) -> Measurement:
@@ -265,8 +267,8 @@ def test_a_resumed_trial_is_told_what_it_held(tmp_path: Path, store: Store, monk
     told = next(
         trial for trial in store.optuna_trials("fake") if trial.number and trial.params == {"kv_cache_dtype": "int8"}
     )
-    assert told.user_attrs["time_scale"] == 1.15
-    assert scales(testbed, "trial")[0] == 1.15, "the next one starts where it stood"
+    assert scales(testbed, "trial")[:3] == [1.322, 1.521, 1.749] and told.user_attrs["time_scale"] == 1.521
+    assert [scale for scale, _ in told.user_attrs["rungs"]] == [1.0, 1.15, 1.322, 1.521, 1.749]
 
 
 def test_a_resumed_calibration_keeps_its_steps(tmp_path: Path, store: Store) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import FakeTestbed, cases, make_spec
+from tests.fakes import FakeTestbed, cases, make_spec, make_trace
 from tests.tuner.test_study import Log, auto, scales
 from tuner import validation
+from tuner.deliver import deliver
+from tuner.errors import EngineCrashed
 from tuner.finals import FIRST_REPLAYS, Candidate
 from tuner.ladder import SCALES, below
 from tuner.recommend import held, recommend
@@ -24,7 +26,10 @@ from tuner.spec import StudySpec
 from tuner.standing import standing
 from tuner.store import Store
 from tuner.study import run_study
+from tuner.traffic.trace import Trace
+from tuner.traffic.trace_file import save_trace
 from tuner.validation import REPLAYS_EACH, next_turn
+from tuner.whatif import whatif
 from tuner.worth import LADDER, proven, replays_of, shown
 
 SPACE = {"parameters": {"max_num_seqs": {"type": "choice", "choices": [16, 14, 12, 11]}}}
@@ -216,10 +221,55 @@ def test_the_finals_have_every_rung_and_one_between_any_two() -> None:
     assert [below(rung) for rung in SCALES] == [None, *SCALES[:-1]]
 
 
+class DenseTestbed(FakeTestbed):
+    """Twice as quick on held-out traffic, where requests come twice as fast; the 14 is no better than the 11 there."""
+
+    def measure(self, config: ServingConfig, load: Load, **asked: Any) -> Measurement:
+        self.slowness = lambda call: 1.0
+        if load.window == "holdout":
+            self.slowness = lambda call: 0.5 * int(config.knobs["max_num_seqs"]) / 11
+        return super().measure(config, load, **asked)
+
+
+def test_goodputs_of_windows_with_other_rates_are_not_compared(tmp_path: Path, store: Store) -> None:
+    budget = {"trials": 1, "startup_trials": 1, "finalists": 1, "examine": False, "plateau": False}
+    spec = spec_of(tmp_path, budget=budget)
+    at = [i * 0.1 for i in range(40)] + [4 + i * 0.05 for i in range(80)]
+    one = make_trace().requests[0]
+    requests = tuple(replace(one, id=f"r{i}", arrival=arrival) for i, arrival in enumerate(at))
+    save_trace(Trace(requests, {"source": "made for a test"}, seconds=8.0), tmp_path / "trace.jsonl")
+    run_study(spec, store, DenseTestbed(), Log(), {"machine": "fake"}, False, [{"max_num_seqs": 14}])
+    results = load_results(store, "fake")
+    held_out = {number: shown(results, number, "holdout") for number in (0, 1)}
+    assert [one is not None and (one.time_scale, one.goodput.value) for one in held_out.values()] == [(1.0, 20.0)] * 2
+    found = recommend(results)
+    assert found.trial is not None and found.trial.number == 0, found.verdict
+
+
 ONE_LOAD = [
     ("a slow moment is none", 1, True),
     ("two misses are one", 2, False),
 ]
+
+
+def test_one_slow_moment_of_the_baseline_at_one_load_makes_nobody_better(tmp_path: Path, store: Store) -> None:
+    def slow(seqs: int, purpose: str, scale: float, times: int) -> int | None:
+        return 4 if purpose == "baseline" else None
+
+    spec = spec_of(tmp_path, traffic={**auto(tmp_path), "time_scale": 1.0})
+    run(spec, store, slow)
+    results = load_results(store, "fake")
+    assert results.baseline.state == "infeasible" and 0 in held(results)
+    found = recommend(results)
+    assert found.trial is not None and found.trial.number == 0 and found.deployable, found.verdict
+    assert found.verdict.startswith("Keep the baseline: 10.00 ")
+    assert "In the search it missed slo:chat by a factor of " in found.reasons[0]
+    unchanged = tmp_path / "same.yaml"
+    unchanged.write_text("slos: {chat: {ttft: 0.4}}")
+    assert whatif(store, "fake", unchanged).holds
+    deliver(results, found, tmp_path)
+    written = (tmp_path / "recommended.yaml").read_text()
+    assert "Keep the baseline" in written and "# SHA-256 begins: traffic.trace " in written
 
 
 @pytest.mark.parametrize(("misses", "holds"), cases(ONE_LOAD))
@@ -233,6 +283,80 @@ def test_at_one_load_two_of_three_replays_decide(tmp_path: Path, store: Store, m
     number = by_seqs(results, 16)
     assert len(replays_of(results, number, "repeat")) == (3 if holds else 2)
     assert (number in held(results)) == holds
+
+
+def test_a_configuration_races_once_however_often_it_was_tried(tmp_path: Path, store: Store) -> None:
+    space = {"parameters": {"max_num_seqs": {"type": "choice", "choices": [11, 16]}}}
+    budget = {"trials": 4, "startup_trials": 2, "finalists": 2, "examine": False, "plateau": False}
+    testbed = run(spec_of(tmp_path, budget=budget, search_space=space), store, lambda *asked: None, tried=(16, 16))
+    results = load_results(store, "fake")
+    assert sum(trial.state == "feasible" for trial in results.trials) > 2, "a replicate among them"
+    assert {call.config.knobs["max_num_seqs"] for call in testbed.calls if call.purpose == "repeat"} == {11, 16}
+    assert {v.trial for v in results.validations if v.purpose == "repeat"} == {0, 1}
+
+
+def test_an_interrupted_descent_of_the_baseline_goes_on(tmp_path: Path, store: Store) -> None:
+    def slow_then_stopped(seqs: int, purpose: str, scale: float, times: int) -> int | None:
+        if purpose == "baseline" and times:
+            raise KeyboardInterrupt
+        return 4 if purpose == "baseline" else None
+
+    with pytest.raises(KeyboardInterrupt):
+        run(spec_of(tmp_path), store, slow_then_stopped)
+    testbed = run(spec_of(tmp_path), store, lambda *asked: None, resume=True)
+    assert scales(testbed, "baseline") == [0.87]
+    baseline = load_results(store, "fake").baseline
+    assert (baseline.state, baseline.time_scale) == ("feasible", 0.87)
+    assert [rung for rung, _ in store.optuna_trials("fake")[0].user_attrs["rungs"]] == [1.0, 0.87]
+
+
+def test_a_larger_budget_of_a_resumed_study_has_finals_too(tmp_path: Path, store: Store) -> None:
+    budget = {"trials": 2, "startup_trials": 2, "finalists": 0, "examine": False, "plateau": False}
+    run(spec_of(tmp_path, budget=budget), store, lambda *asked: None)
+    assert recommend(load_results(store, "fake")).trial == load_results(store, "fake").baseline
+    more = spec_of(tmp_path, budget=budget | {"trials": 3, "finalists": 1}, cost={"price_per_hour": 2.0})
+    testbed = run(more, store, lambda *asked: None, resume=True)
+    assert any(call.purpose == "repeat" and call.config.knobs["max_num_seqs"] == 16 for call in testbed.calls)
+    results, found = load_results(store, "fake"), standing(store, "fake")
+    assert (found.asked, found.budget) == (3, 3)
+    best = recommend(results)
+    assert best.trial is not None and best.trial.knobs["max_num_seqs"] == 16
+    assert any(gain.name.startswith("goodput per ") for gain in best.gains)
+
+
+@pytest.mark.parametrize(
+    ("above", "state", "begins"),
+    cases([("under any load", 0.0, "failed", 0.497), ("beyond the load that it holds", 1.2, "feasible", 1.0)]),
+)
+def test_a_baseline_that_crashes_ends_no_study(
+    tmp_path: Path, store: Store, above: float, state: str, begins: float
+) -> None:
+    def crashing(seqs: int, purpose: str, scale: float, times: int) -> int | None:
+        if seqs == 11 and scale > above:
+            raise EngineCrashed("exit status 4")
+        return None
+
+    log = Log()
+    run(spec_of(tmp_path), store, crashing, log)
+    results = load_results(store, "fake")
+    assert (results.baseline.state, results.time_scale) == (state, begins)
+    assert any(note.startswith("calibration x1.521: engine_crashed: exit status 4") for note in log.notes) == (
+        above > 0
+    )
+    found = recommend(results)
+    assert found.trial is not None and found.trial.knobs["max_num_seqs"] == 16 and found.deployable
+
+
+@pytest.mark.parametrize(
+    ("load", "asked"), cases([("the study's own load is less", 0.5, False), ("it is more", 1.15, True)])
+)
+def test_the_recorded_rate_is_not_asked_of_who_need_not_hold_it(
+    tmp_path: Path, store: Store, load: float, asked: bool
+) -> None:
+    spec = spec_of(tmp_path, traffic={**auto(tmp_path), "time_scale": load})
+    testbed = run(spec, store, lambda seqs, purpose, scale, times: 7 if load < 1 else None)
+    assert ("recorded_rate" in {call.purpose for call in testbed.calls}) == asked
+    assert recommend(load_results(store, "fake")).deployable
 
 
 def test_the_first_repeat_alone_asks_the_last_probes(tmp_path: Path, store: Store) -> None:

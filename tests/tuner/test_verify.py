@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from tuner.study import run_study
 from tuner.traffic.trace import Trace
 from tuner.traffic.trace_file import save_trace
 from tuner.verification import Verification, load_verifications
-from tuner.verify import Question, verify
+from tuner.verify import Question, _differences, verification_plan, verify
 
 MACHINE = {"machine": "fake"}
 
@@ -146,6 +147,13 @@ def test_what_else_has_changed_is_said(tuned: Path, store: Store) -> None:
     finally:
         weights.write_bytes(kept)
     assert log.notes == ["model: the files have changed since the study"]
+
+
+def test_another_model_of_the_study_that_has_changed_is_said_too(store: Store) -> None:
+    results = replace(_results(store), provenance={"files": {"models.0": "then", "traffic.trace": "then"}})
+    plan = verification_plan(results.spec, Question(0, 0.5, 1))
+    plan = replace(plan, hashes={**plan.hashes, "models.0": "now"})
+    assert _differences(results, plan, MACHINE) == ["models.0: the files have changed since the study"]
 
 
 def _tune(*args: str | Path) -> Result:

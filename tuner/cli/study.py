@@ -194,6 +194,7 @@ def recommend_(
             "tune_again_when": list(retune_conditions(results, found)),
         }
         told |= {"alternatives": [as_dict(one) for one in found.alternatives]}
+        told |= {"files": dict(results.provenance.get("files", {}))}
         typer.echo(json.dumps(summary(found) | told | {"search_end": results.search_end}, indent=2))
     else:
         print_recommendation(found, retune=retune_conditions(results, found), ended=results.search_end)

@@ -5,7 +5,8 @@ Answers take a time in closed form. FILE's model directory may hold faults.json,
 "silent" (never listens). At the first completion: "crash" (exit 4), "oom_later" (exit 3), "hang". "reject" refuses at
 /reconfigure; "child" starts a process that
 would outlive the engine. Each start is noted in starts.txt there and its FILE kept as launched-PID.yaml, each
-reconfiguration in changes.jsonl, each reset of the prefix cache in resets.txt by the tokens generated before it.
+reconfiguration in changes.jsonl, each reset of the prefix cache in resets.txt by the tokens generated before it. An
+engine that hangs leaves hangs.txt, which the next one removes.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class FakeEngine:
         body = await request.json()
         if (fault := self.fault("crash", "oom_later", "hang")) is not None:
             if fault == "hang":
+                (self.model / "hangs.txt").touch()
                 await asyncio.sleep(3600)
             print(f"dying of {fault}", file=sys.stderr, flush=True)
             os._exit(EXIT[fault])
@@ -134,6 +136,7 @@ def main() -> int:
     parser.add_argument("--port", type=int)
     launched = parser.parse_args().config.read_bytes()
     engine = FakeEngine(yaml.safe_load(launched))
+    (engine.model / "hangs.txt").unlink(missing_ok=True)
     (engine.model / f"launched-{os.getpid()}.yaml").write_bytes(launched)
     with (engine.model / "starts.txt").open("a") as file:
         file.write(f"{os.getpid()}\n")

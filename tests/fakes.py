@@ -22,6 +22,8 @@ from tuner.traffic.trace import Request, RequestRecord, Trace
 from tuner.traffic.trace_file import save_trace
 
 TICK = 0.25
+PATIENCE = 900.0
+"""Seconds that no test waits for: the limit of whatever ends by itself, however slow the machine."""
 
 
 def cases(rows: Iterable[tuple[Any, ...]]) -> list[Any]:

@@ -17,9 +17,13 @@ from openai import AsyncOpenAI
 
 WITH_FAKE_CORE = f"""
 import sys
-from engine.__main__ import main
-sys.exit(main(core_command=(sys.executable, {fake_engine.__file__!r})))
+from engine import __main__ as api
+if "--long-notice" in sys.argv:
+    sys.argv.remove("--long-notice")
+    api.DEATH_NOTICE_S = 900.0
+sys.exit(api.main(core_command=(sys.executable, {fake_engine.__file__!r})))
 """
+"""--long-notice: after the step loop's death the API answers until it gets a signal."""
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def test_a_request_of_the_whole_cache_gets_in_when_nothing_runs() -> None:
     assert engine.begun == ["whole"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     skip=st.integers(0, 4),
     seqs=st.integers(1, 6),

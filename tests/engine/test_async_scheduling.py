@@ -110,7 +110,7 @@ def traffic(params: st.SearchStrategy[SamplingParams], aborts: st.SearchStrategy
     return st.lists(st.tuples(st.integers(0, 12), prompts, params, aborts), min_size=1, max_size=10)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(values=configs, requests=traffic(ends, st.none()), blocks=st.integers(6, 30))
 def test_every_call_schedules_what_it_would_if_it_waited(
     values: dict[str, Any], requests: list[Request], blocks: int
@@ -125,7 +125,7 @@ def test_every_call_schedules_what_it_would_if_it_waited(
     assert flat[0] == flat[1], "the same outputs in the same order, each a call later"
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(
     values=configs,
     requests=traffic(st.one_of(ends, stops, stops, needy, forced), st.none() | st.integers(0, 25)),

@@ -97,7 +97,7 @@ machines = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(machine=machines, slack=st.floats(1.2, 4.0), seed=st.integers(0, 99))
 def test_after_warm_up_no_step_with_streams_exceeds_the_target(machine: Machine, slack: float, seed: int) -> None:
     target = slack * (machine.fixed + 8 * machine.token)

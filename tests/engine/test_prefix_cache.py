@@ -101,7 +101,7 @@ class SharedPages(RuleBasedStateMachine):
             assert self.engine.stats().blocks_free == self.engine.stats().blocks_total
 
 
-SharedPages.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+SharedPages.TestCase.settings = settings(max_examples=100, stateful_step_count=30)
 TestSharedPages = SharedPages.TestCase
 
 

@@ -76,7 +76,7 @@ requests = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(config=configs, requests=requests, blocks=st.integers(4, 60))
 def test_every_request_ends_and_no_page_leaks(
     config: EngineConfig, requests: list[tuple[int, int, int | None]], blocks: int

@@ -80,7 +80,7 @@ def widest_gap(policy: str, num_blocks: int, arrivals: list[Arrival]) -> tuple[f
     return widest, 2 * max(PROMPT_WEIGHT * longest, OUTPUT_WEIGHT * num_blocks * BLOCK)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     num_blocks=st.integers(6, 14),
     arrivals=st.lists(

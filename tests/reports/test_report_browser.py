@@ -23,6 +23,8 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+PATIENCE_MS = 900_000
+"""A browser on a busy machine takes its time."""
 
 pytestmark = [
     pytest.mark.browser,
@@ -34,7 +36,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=PATIENCE_MS)
         yield running
         running.close()
 
@@ -47,7 +49,7 @@ class Visit:
         self.requests: list[str] = []
         context = browser.new_context(viewport={"width": 1200, "height": 900})
         context.grant_permissions(["clipboard-read", "clipboard-write"])
-        context.set_default_timeout(120_000)  # a browser on a busy machine takes its time
+        context.set_default_timeout(PATIENCE_MS)
         self.page: Page = context.new_page()
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))

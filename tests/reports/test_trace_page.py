@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, sync_playwright
-from test_report_browser import CHROMIUM, FLAGS, Visit
+from test_report_browser import CHROMIUM, FLAGS, PATIENCE_MS, Visit
 from test_report_browser import pytestmark as needs_chromium
 from test_report_page import Page
 from typer.testing import CliRunner
@@ -103,7 +103,7 @@ def test_one_file_that_names_no_other(count: int, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=PATIENCE_MS)
         yield running
         running.close()
 

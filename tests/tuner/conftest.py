@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.fakes import engine_launcher, write_study
+from tests.fakes import PATIENCE, engine_launcher, write_study
+
+
+@pytest.fixture
+def any_lag(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measurements count however late a busy machine sent their requests: for bounds so tight that it would matter."""
+    monkeypatch.setattr("tuner.scoring.doubts.LAG_LIMIT_FLOOR", PATIENCE)
 
 
 @pytest.fixture(scope="session")

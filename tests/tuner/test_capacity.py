@@ -135,6 +135,7 @@ def test_the_interval_holds_the_threshold_as_often_as_it_says(noise: float) -> N
     assert float(np.median([abs(math.log(o.value / t)) for o, t in zip(found, truths, strict=True)])) < 0.07
 
 
+@pytest.mark.usefixtures("any_lag")
 def test_the_command_finds_a_capacity(server: tuple[str, Path]) -> None:
     url, trace = server
     options = ["--url", url, "--window", "0:2", "--slo", "chat.ttft=0.015", "--replays", "3"]

@@ -16,7 +16,8 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from engine.config import load_config
-from tests.fakes import cases, engine_launcher, write_study
+from tests.fakes import PATIENCE, cases, engine_launcher, write_study
+from tests.tuner.clocks import hangs_are_told
 from tests.tuner.test_process import gone
 from tuner.cli import interrupt
 from tuner.cli.__main__ import app
@@ -28,10 +29,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def study_file(directory: Path, **changes: Any) -> Path:
-    """A study of the fake engine: few trials, each a replay of 0.25 s."""
+    """A study of the fake engine: few trials, each a replay of 0.25 s, in bounds that it meets on a busy machine."""
     values = write_study(directory)
-    values["engine"] = {"launcher": list(engine_launcher()), "hang_timeout": 2.0}
-    values["traffic"] |= {"tune_window": [0, 1], "holdout_window": [1, 2], "drain_timeout": 0.5}
+    values["engine"] = {"launcher": list(engine_launcher()), "launch_timeout": PATIENCE, "hang_timeout": PATIENCE}
+    values["traffic"] |= {"tune_window": [0, 1], "holdout_window": [1, 2], "drain_timeout": PATIENCE}
+    values["slos"] = {"chat": {"ttft": PATIENCE, "tpot": PATIENCE, "attainment": 0.9}}
     values["budget"] = {"trials": 4, "startup_trials": 2, "finalists": 1, "examine": False}
     path = directory / "study.yaml"
     path.write_text(yaml.safe_dump(values | changes, sort_keys=False))
@@ -55,18 +57,26 @@ def states(run: Path) -> list[str]:
 
 
 def kill_after_trials(directory: Path, count: int, number: signal.Signals, *args: str) -> tuple[int, str]:
-    """Run a study and send it a signal when `count` trials are told. Returns its exit status and its last words."""
-    command = [*TUNE, "run", str(directory / "study.yaml"), "--out", str(directory / "runs"), *args]
+    """Run a study and send it a signal when `count` trials are told. Returns its exit status and its last words.
+
+    It is to make many more trials than that, lest it end first; afterwards its file says again what it said.
+    """
+    study = directory / "study.yaml"
+    few = study.read_text()
+    values = yaml.safe_load(few)
+    values["budget"]["trials"] = 1000
+    study.write_text(yaml.safe_dump(values, sort_keys=False))
+    command = [*TUNE, "run", str(study), "--out", str(directory / "runs"), *args]
     log = directory / "tune.log"
     # A shell's background job, which a CI run may be, ignores SIGINT, and its children inherit that.
     options: dict[str, Any] = {"cwd": ROOT, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output, **options) as process:
-        deadline = time.monotonic() + 60
         while log.read_text().count("goodput ") < count:
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            assert process.poll() is None, log.read_text()
             time.sleep(0.02)
         process.send_signal(number)
-        status = process.wait(60)
+        status = process.wait(PATIENCE)
+    study.write_text(few)
     return status, log.read_text()
 
 
@@ -102,6 +112,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     assert "alternative" in done.stdout and "goodput of" in done.stdout
 
 
+@pytest.mark.usefixtures("any_lag")
 def test_another_trial_is_exported_with_what_is_against_it(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     study = study_file(tmp_path)
@@ -142,11 +153,11 @@ def test_an_interruption_that_was_lost_ends_the_run_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The KeyboardInterrupt never came; the signal's number is in the pipe that watches."""
-    asked = itertools.count()
-    monkeypatch.setattr(interrupt, "interrupted", lambda: next(asked) == 12)
+    run, came = tmp_path / "runs" / "fake", itertools.count()
+    monkeypatch.setattr(interrupt, "interrupted", lambda: len(states(run)) == 3 and next(came) == 0)
     done = tune("run", study_file(tmp_path), "--out", tmp_path / "runs")
     assert done.exit_code == 130 and "interrupted; go on with: tune resume" in done.stderr
-    assert 0 < len(states(tmp_path / "runs" / "fake")) < 5
+    assert states(run)[2:] == ["FAIL", "WAITING"]
 
 
 def test_kill_9_and_resume_lose_no_finished_trial(tmp_path: Path) -> None:
@@ -167,14 +178,14 @@ def test_kill_9_and_resume_lose_no_finished_trial(tmp_path: Path) -> None:
     with Store(run / "study.db", create=False) as store:
         after = load_results(store, "fake")
     assert {t.number: t.objectives for t in after.trials if t.number in kept} == kept
-    assert sum(t.objectives is not None for t in after.trials) == 5
+    assert sum(t.objectives is not None for t in after.trials) == max(5, len(kept))
     assert all(gone(pid) for pid in started(tmp_path))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_keeps_everything_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
     budget = {"trials": 4, "startup_trials": 2, "finalists": 1}
-    study_file(tmp_path, budget=budget | {"trials": 40})  # so that it has not ended when the signal comes
+    study_file(tmp_path, budget=budget)
     status, said = kill_after_trials(tmp_path, 2, number)
     assert status == 130
     assert said.splitlines()[-1] == (
@@ -223,7 +234,7 @@ def test_resume_takes_a_run_or_a_study_file(tmp_path: Path) -> None:
     assert again.exit_code == 0 and len(states(runs / "fake")) == 3
 
 
-def test_engine_failures_end_trials_and_not_the_run(tmp_path: Path) -> None:
+def test_engine_failures_end_trials_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     faults = [
         {"when": {"kv_cache_dtype": "int8"}, "do": "crash"},
         {"when": {"kv_cache_dtype": "float16"}, "do": "oom_later"},
@@ -234,6 +245,8 @@ def test_engine_failures_end_trials_and_not_the_run(tmp_path: Path) -> None:
     space = {"parameters": {"kv_cache_dtype": {"type": "choice", "choices": kinds}}}
     study = study_file(tmp_path, search_space=space)
     (tmp_path / "model" / "faults.json").write_text(json.dumps(faults))
+    monkeypatch.setattr("tuner.serving.testbed.DYING_SECONDS", PATIENCE)
+    hangs_are_told(monkeypatch, tmp_path / "model", seconds=2.0)
     done = tune("run", study, "--out", tmp_path / "runs")
     assert done.exit_code == 0, done.stderr
     with Store(tmp_path / "runs" / "fake" / "study.db", create=False) as store:
@@ -244,6 +257,7 @@ def test_engine_failures_end_trials_and_not_the_run(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.usefixtures("any_lag")
 def test_nothing_feasible_is_said_and_has_its_own_status(tmp_path: Path) -> None:
     study = study_file(tmp_path, slos={"chat": {"ttft": 0.0001, "attainment": 0.9}})
     done = tune("run", study, "--out", tmp_path / "runs")
@@ -273,7 +287,9 @@ def test_replay_prints_what_was_good(server: tuple[str, Path]) -> None:
         "--window",
         "0:4",
         "--slo",
-        "chat.ttft=5",
+        f"chat.ttft={PATIENCE:g}",
+        "--drain-timeout",
+        f"{PATIENCE:g}",
         "--slo",
         "chat.attainment=0.5",
     ]

@@ -65,6 +65,11 @@ INTERRUPTED = [
         "in a module written in C, which makes something else of it", "sqlalchemy",
         f"try:\n    {RAISE}\nexcept KeyboardInterrupt:\n    raise ImportError('initialization failed') from None",
     ),
+    (
+        "in the callback of a weak reference, out of which Python drops it", "sqlalchemy",
+        "import signal, weakref\nobject = set()\n"
+        "kept = weakref.ref(object, lambda gone: signal.raise_signal(signal.SIGINT))\ndel object",
+    ),
 ]  # fmt: skip
 
 

@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -25,7 +24,7 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from tests.fakes import engine_launcher, write_study
+from tests.fakes import PATIENCE, engine_launcher, write_study
 from tests.tuner.test_cli import TUNE, study_file
 from tuner.cli.__main__ import app
 from tuner.serving import adapters
@@ -35,8 +34,8 @@ DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 FIXTURES = ROOT / "tests" / "tuner" / "traffic" / "fixtures"
 FEW = {"trials": 2, "startup_trials": 1, "finalists": 1, "examine": False, "sentinel": 0}
 UNTIL_STOPPED = ("tune serve", "tune record")
-REFUSING = ("tune verify", "tune doctor")
-"""Their status 1 is an answer, and a fake engine on a busy machine may get it."""
+ANSWERS = {"verify": 1, "doctor": 1, "whatif": 3}
+"""Their other status, which is an answer too: a fake engine on a busy machine may get it."""
 
 PROGRAMS = "tune|make|python3?|pip|curl|git|docker|kubectl|helm"
 SHOWN = re.compile(rf"^ {{4,}}(?:\$ (.*)|((?:{PROGRAMS}) .*))$|(?<!`)`((?:{PROGRAMS})\s[^`]+)`(?!`)", re.MULTILINE)
@@ -228,7 +227,7 @@ TO_RUN = {document.name: [c for c in shown(document) if runs(c)] for document in
 
 
 @pytest.mark.parametrize("document", [name for name, commands in TO_RUN.items() if commands])
-@pytest.mark.usefixtures("workplace")
+@pytest.mark.usefixtures("workplace", "any_lag")
 def test_every_command_runs(document: str, servers: dict[str, str]) -> None:
     for command in (substituted(command, servers) for command in TO_RUN[document]):
         if " --out trace.jsonl" in command:  # a reader records or imports, not both
@@ -250,7 +249,7 @@ def substituted(command: str, servers: dict[str, str]) -> str:
 def run(command: str) -> None:
     program, *words = shlex.split(command)
     if program == "curl":
-        with urllib.request.urlopen(words[-1], timeout=60) as response:
+        with urllib.request.urlopen(words[-1], timeout=PATIENCE) as response:
             assert response.status == 200
         return
     assert program == "tune", f"{command}: neither run nor in ONLY_CHECKED"
@@ -258,7 +257,7 @@ def run(command: str) -> None:
         run_until_stopped(words)
         return
     done = CliRunner().invoke(app, words)
-    assert done.exit_code in ((0, 1) if command.startswith(REFUSING) else (0,)), f"{command}: {done.output}"
+    assert done.exit_code in (0, ANSWERS.get(words[0], 0)), f"{command}: {done.output}"
     assert done.exception is None or isinstance(done.exception, SystemExit), f"{command}: {done.exception!r}"
     if command.startswith("tune init "):
         assert Path(words[1]).is_file()
@@ -273,9 +272,8 @@ def run_until_stopped(words: list[str]) -> None:
     ) as process:
         assert process.stdout is not None
         said = ""
-        deadline = time.monotonic() + 60
-        while "127.0.0.1" not in said and time.monotonic() < deadline and process.poll() is None:
+        while "127.0.0.1" not in said and process.poll() is None:
             said += process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        said += process.communicate(timeout=60)[0]
+        said += process.communicate(timeout=PATIENCE)[0]
         assert process.returncode in (0, 130), f"{words}: {process.returncode}: {said}"

@@ -49,7 +49,7 @@ def test_every_engine_setting_has_exactly_one_row(rows: tuple[Row, ...]) -> None
     assert sorted(row.knob for row in rows) == sorted(knob.name for knob in knobs())
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(
     values=st.fixed_dictionaries(
         {

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from search_spaces.space import ChoiceParameter, IntParameter, Parameter, SearchSpace
-from tests.fakes import cases
+from tests.fakes import PATIENCE, cases
 from tuner.profiling import REQUESTS, profiled_knobs, profiling_load, take_profile
 from tuner.serving.config import ServingConfig
 from tuner.serving.testbed import EngineSettings, Load
@@ -24,7 +24,7 @@ def load(count: int, span: float) -> Load:
         Request(f"r{i}", span * i / count, "t", "chat", tuple(range(3, 20 + i % 9)), 8, output_tokens=6, session="s")
         for i in range(count)
     )
-    return Load(requests, span, "tune", 1.0, 5.0)
+    return Load(requests, span, "tune", 1.0, PATIENCE)
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,11 @@ def test_requests_of_a_profile_are_drawn_evenly_and_come_quickly(count: int, spa
 
 
 def test_a_profile_of_the_real_engine_foretells_its_steps(tmp_path: Path) -> None:
-    config = ServingConfig("bundled", {"model": str(MINI / "mini")}, {"max_num_seqs": 16})
+    # Two at a time take 72 steps at least, however many wait.
+    config = ServingConfig("bundled", {"model": str(MINI / "mini")}, {"max_num_seqs": 2})
     offered = profiling_load(load(24, 2.0))
-    profile = take_profile(EngineSettings(tmp_path), [config], offered)
+    settings = EngineSettings(tmp_path, launch_timeout=PATIENCE, hang_timeout=PATIENCE)
+    profile = take_profile(settings, [config], offered)
     model = profile.models["mini/auto/auto"]
     assert profile.compute_dtype == "float32" and model.samples >= 30 and 0 < model.error < 0.5
     replay = Simulator(profile, prompt_tokens(offered.requests, MINI / "mini")).replay(config, offered)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.fakes import PATIENCE
 from tuner.scoring.probes import Probe, against
 from tuner.scoring.quality import Floor, QualityScore, quality_score
 from tuner.serving.config import ServingConfig
@@ -37,7 +38,8 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, QualityScore]:
     probes = [Probe(**line) for name in SLICES for line in [x for x in lines if x["slice"] == name][:3]]
     for i, text in enumerate(("How do I start with chess?", "What is good about music?")):
         probes.append(Probe(f"own-{i}", "production", "forced", ({"role": "user", "content": text},), ()))
-    with LiveTestbed(EngineSettings(tmp_path_factory.mktemp("engine")), {}) as testbed:
+    settings = EngineSettings(tmp_path_factory.mktemp("engine"), launch_timeout=PATIENCE, hang_timeout=PATIENCE)
+    with LiveTestbed(settings, {}) as testbed:
         reference = testbed.answer(config(), probes)
         asked = against(probes, reference)
         floors = dict.fromkeys((*SLICES, "production"), Floor())

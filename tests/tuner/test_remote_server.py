@@ -17,7 +17,7 @@ from tests.tuner.served import serving
 from tuner.cli.__main__ import app
 
 TENANTS = ("acme", "zeta")
-SLO = ("--slo", "chat.ttft=5", "--slo", "chat.attainment=0.5")
+SLO = ("--slo", "chat.ttft=600", "--slo", "chat.attainment=0.5", "--drain-timeout", "600")
 CHUNK = {"choices": [{"index": 0, "text": "w", "finish_reason": "length"}], "usage": {"completion_tokens": 1}}
 
 
@@ -108,12 +108,15 @@ def test_a_server_that_is_well_and_fails_requests_is_measured(trace: Path, then:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_replay_tells_what_it_saw(trace: Path, number: signal.Signals) -> None:
+    last = json.loads(trace.read_text().splitlines()[-1]) | {"id": "last", "arrival": 3600.0}
+    with trace.open("a") as file:
+        file.write(json.dumps(last) + "\n")
     with serving(Server(8, number).application) as url:
         done = CliRunner().invoke(app, ["replay", str(trace), "--url", url, *SLO, "--json"])
     assert done.exit_code == 130, done.output
     found = json.loads(done.stdout)
     assert (found["classes"]["chat"]["offered"], found["classes"]["chat"]["good"]) == (8, 8)
-    assert found["classes"]["chat"]["errors"] == {} and found["duration"] < 1.0
+    assert found["classes"]["chat"]["errors"] == {} and found["duration"] < 3600
     (doubt,) = [doubt for doubt in found["doubts"] if doubt["name"] == "stopped_early"]
     assert doubt["detail"].startswith("interrupted after ") and "in flight are left out" in doubt["detail"]
 

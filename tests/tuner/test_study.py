@@ -620,7 +620,7 @@ def test_an_expired_lease_of_a_living_process_of_this_machine_holds_unless_its_n
 ) -> None:
     spec = small(tmp_path, trials=1)
     run(spec, store)
-    with subprocess.Popen(["sleep", "60"]) as living:
+    with subprocess.Popen(["sleep", "3600"]) as living:
         if not renewed_before_it_started:
             monkeypatch.setattr("tuner.resume.LEASE_SECONDS", 0.0)
         owner = f"{socket.gethostname()}:{living.pid}"

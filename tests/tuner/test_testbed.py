@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import cases, engine_launcher, make_probes, make_trace, write_study
+from tests.fakes import PATIENCE, cases, engine_launcher, make_probes, make_trace, write_study
+from tests.tuner.clocks import clock_leaps, hangs_are_told
 from tuner.errors import ConfigRejected, EngineCrashed, EngineHung, EngineOutOfMemory, LaunchError, ServingError
 from tuner.scoring.probes import Probe
 from tuner.serving.api import answers
@@ -26,12 +27,12 @@ class Bench:
     def __init__(self, directory: Path) -> None:
         write_study(directory)
         self.model = directory / "model"
-        settings = EngineSettings(directory / "run", engine_launcher(), launch_timeout=5.0, hang_timeout=1.0)
+        settings = EngineSettings(directory / "run", engine_launcher(), PATIENCE, PATIENCE)
         self.testbed = LiveTestbed(settings, {"machine": "fake"})
 
-    def measure(self, probes: Any = None, stop: Any = None, **knobs: Any) -> Measurement:
+    def measure(self, probes: Any = None, stop: Any = None, time_scale: float = 2.0, **knobs: Any) -> Measurement:
         trace = make_trace().window(0, 1)
-        load = Load(trace.requests, trace.span, "tune", 2.0, 1.0)
+        load = Load(trace.requests, trace.span, "tune", time_scale, PATIENCE)
         return self.testbed.measure(self.config(**knobs), load, purpose="trial", probes=probes, stop=stop)
 
     def config(self, **knobs: Any) -> ServingConfig:
@@ -50,7 +51,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    monkeypatch.setattr("tuner.serving.testbed.DYING_SECONDS", PATIENCE)
     bench = Bench(tmp_path)
     with bench.testbed:
         yield bench
@@ -95,16 +97,16 @@ def test_a_knob_that_needs_a_process_gets_one(bench: Bench) -> None:
 
 
 def test_a_stopped_replay_keeps_the_duration_of_its_window(bench: Bench) -> None:
-    measured = bench.measure(stop=lambda progress: "enough" if progress.elapsed > 0.2 else None)
+    measured = bench.measure(stop=lambda progress: "enough", time_scale=1 / 3600)
     assert measured.stopped == "enough"
-    assert measured.duration == 0.5
-    assert "not_sent" in {record.error for record in measured.records}
+    assert measured.duration == 3600
+    assert [record.error for record in measured.records[1:]] == ["not_sent"] * 9
 
 
 FAILURES = [
     ("bad configuration", "refuse", ConfigRejected, "cannot start: refuse"),
     ("out of memory at the start", "oom", EngineOutOfMemory, "cannot start: oom"),
-    ("never listens", "silent", LaunchError, "not listening after 5 s"),
+    ("never listens", "silent", LaunchError, "not listening after 900 s"),
     ("dies under load", "crash", EngineCrashed, "dying of crash"),
     ("out of memory under load", "oom_later", EngineOutOfMemory, "dying of oom_later"),
     ("stands still", "hang", EngineHung, "no token and no finished request for 1 s"),
@@ -113,8 +115,11 @@ FAILURES = [
 
 @pytest.mark.parametrize(("fault", "error", "detail"), cases(FAILURES))
 def test_failures_are_typed_and_the_next_configuration_gets_a_fresh_process(
-    bench: Bench, fault: str, error: type[ServingError], detail: str
+    bench: Bench, fault: str, error: type[ServingError], detail: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    hangs_are_told(monkeypatch, bench.model, seconds=1.0)
+    if fault == "silent":
+        clock_leaps(monkeypatch, bench.model / "starts.txt")
     bench.fault(fault, max_num_seqs=3)
     with pytest.raises(error, match=detail):
         bench.measure(max_num_seqs=3)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from tests.fakes import FakeTestbed, engine_launcher, make_spec, make_trace
+from tests.fakes import PATIENCE, FakeTestbed, engine_launcher, make_spec, make_trace
 from tests.tuner.test_cli import study_file
 from tests.tuner.test_study import Log
 from tuner.cli.__main__ import app
@@ -160,8 +160,9 @@ def _tune(*args: str | Path) -> Result:
     return CliRunner().invoke(app, [str(arg) for arg in args])
 
 
-def test_the_command_line_tells_and_exits_accordingly(tmp_path: Path) -> None:
-    engine = {"launcher": list(engine_launcher()), "hang_timeout": 2.0, "baseline": {"kv_cache_dtype": "int8"}}
+def test_the_command_line_tells_and_exits_accordingly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuner.serving.testbed.DYING_SECONDS", PATIENCE)
+    engine = {"launcher": list(engine_launcher()), "hang_timeout": PATIENCE, "baseline": {"kv_cache_dtype": "int8"}}
     study = study_file(
         tmp_path, engine=engine, budget={"trials": 1, "startup_trials": 1, "finalists": 0, "examine": False}
     )

@@ -53,6 +53,7 @@ def watch() -> None:
         os.set_blocking(end, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     _seen.append(reader)
+    sys.unraisablehook = _on_dropped
 
 
 def interrupted() -> bool:
@@ -65,8 +66,7 @@ def interrupted() -> bool:
 
 
 def check() -> None:
-    """Raises KeyboardInterrupt where Ctrl-C came and was lost on its way: seen once in some hundred interruptions, on a
-    busy machine; where it is lost is not known."""
+    """Raises KeyboardInterrupt where Ctrl-C came and was lost on its way, as it is in _on_dropped."""
     if interrupted():
         raise KeyboardInterrupt
 
@@ -85,6 +85,13 @@ def _raise() -> bool:
         return False
     signal.signal(signal.SIGINT, signal.default_int_handler)
     return True
+
+
+def _on_dropped(dropped: sys.UnraisableHookArgs) -> None:
+    """Python drops what comes out of a finalizer or of a weak reference's callback, and prints its traceback. Of Ctrl-C
+    interrupted() knows all the same."""
+    if not issubclass(dropped.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(dropped)
 
 
 def _on_interrupt(number: int, frame: FrameType | None) -> None:

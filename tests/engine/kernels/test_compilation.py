@@ -15,6 +15,5 @@ def test_every_kernel_compiles_for_a_hopper_gpu(tmp_path: Path) -> None:
         env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=200,
     )
     assert done.returncode == 0, done.stderr[-2000:]

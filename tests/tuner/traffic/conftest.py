@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -174,6 +177,23 @@ def script() -> type[Script]:
 
 
 @pytest.fixture
-def closed_port(unused_tcp_port: int) -> str:
-    """A URL where nobody listens."""
-    return f"http://127.0.0.1:{unused_tcp_port}"
+def leap(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Call it to set the event loop's clock ahead by so many seconds: limits pass when a test says so, and by no
+    slowness of the machine. The replay's timer is the loop's then, for a timerfd cannot leap."""
+    ahead = 0.0
+
+    def leap(seconds: float) -> None:
+        nonlocal ahead
+        ahead += seconds
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "time", lambda loop: time.monotonic() + ahead)
+    monkeypatch.setattr("tuner.traffic.timer.sys", SimpleNamespace(platform="any"))
+    return leap
+
+
+@pytest.fixture
+def closed_port() -> Iterator[str]:
+    """A URL where nobody listens, and nobody else can."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{held.getsockname()[1]}"

@@ -57,7 +57,7 @@ token_ids = st.lists(st.integers(0, 40), min_size=1, max_size=80)
 texts = st.text(min_size=1, max_size=300)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(beginning=token_ids, one=token_ids, other=token_ids)
 def test_tokens_share_as_many_hashes_as_whole_blocks(beginning: list[int], one: list[int], other: list[int]) -> None:
     first, second = beginning + one, beginning + other
@@ -70,7 +70,7 @@ def test_tokens_share_as_many_hashes_as_whole_blocks(beginning: list[int], one: 
         assert shared == common(first, second) // 16
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(beginning=texts, one=texts, other=texts, dense=st.floats(0.3, 3))
 def test_texts_share_as_many_hashes_as_whole_blocks(beginning: str, one: str, other: str, dense: float) -> None:
     """Whatever tokens the server counted: hashes are as many as the blocks these fill, equal for equal beginnings,
@@ -95,7 +95,7 @@ def test_texts_that_differ_in_their_last_letter_differ_in_their_last_hash(tokens
     assert common(one, other) == min(len(one) - 1, 999 // 64)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(prompt=token_ids | texts)
 def test_other_keys_give_unlinkable_hashes(prompt: Any) -> None:
     assert not set(hashes(prompt)) & set(hashes(prompt, OTHER_KEY))
@@ -168,7 +168,7 @@ PROMPT = st.text(st.characters(min_codepoint=0x3041, max_codepoint=0x3096), min_
 """Letters that occur nowhere else in a trace."""
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(words=st.lists(PROMPT, min_size=1, max_size=4))
 def test_no_character_of_the_text_remains(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     base = tmp_path_factory.getbasetemp()

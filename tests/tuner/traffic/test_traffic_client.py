@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
 import pytest
 
+from tests.fakes import PATIENCE
 from tuner.traffic.client import complete, open_session, send
 from tuner.traffic.trace import Request, RequestRecord
 
@@ -134,7 +136,6 @@ FAILURES = [
     ("an error inside the stream", {"raw": b'data: {"error": {"message": "oom"}}\n\n'}, {}, "protocol", 0),
     ("no JSON in the stream", {"raw": b"data: <html>\n\n"}, {}, "protocol", 0),
     ("an empty stream", {"raw": b""}, {}, "truncated", 0),
-    ("slower than the limit", {"token_delay": 60.0}, {"timeout": 0.3}, "timeout", 1),
 ]
 
 
@@ -147,6 +148,19 @@ async def test_failures_are_typed(
     assert record.error == error
     assert len(record.token_times) == tokens
     assert record.sent is not None
+
+
+async def test_an_answer_slower_than_the_limit_keeps_what_came(
+    server: Any, script: Any, leap: Callable[[float], None]
+) -> None:
+    async def late(number: int) -> None:
+        if number == 1:
+            leap(PATIENCE)
+            await asyncio.Event().wait()
+
+    server.script = lambda body: script(between=late)
+    record = await sent(server.url, timeout=PATIENCE)
+    assert (record.error, len(record.token_times)) == ("timeout", 1)
 
 
 async def test_connection_refused(closed_port: str) -> None:

@@ -111,7 +111,7 @@ def test_gzip_reads_like_plain_text(tmp_path: Path) -> None:
     assert import_trace(packed, "mooncake").requests == import_trace(MOONCAKE, "mooncake").requests
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4), st.integers(1, 512)), min_size=2, max_size=6),
     scale=st.floats(0.02, 1.0),
@@ -243,7 +243,7 @@ ODDITIES = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     source=st.sampled_from(SOURCES), where=st.floats(0, 1), length=st.integers(0, 30), oddity=st.sampled_from(ODDITIES)
 )

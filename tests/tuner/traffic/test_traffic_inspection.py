@@ -39,7 +39,7 @@ def trace_file(path: Path, lines: Iterable[dict[str, Any]], **header: Any) -> Pa
     return path
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(millis=st.lists(st.integers(0, 500_000), min_size=1, max_size=60).map(sorted), rest=st.integers(0, 100_000))
 def test_arrival_statistics_are_scipys(millis: list[int], rest: int) -> None:
     arrivals, span = [one / 1000 for one in millis], (millis[-1] + rest) / 1000
@@ -67,7 +67,7 @@ def test_poisson_arrivals_have_dispersion_one() -> None:
         assert low < one.index < high
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(lengths=st.lists(st.integers(1, 100_000), min_size=1, max_size=50))
 def test_length_percentiles_are_scipys(lengths: list[int]) -> None:
     found = length_statistics(lengths)

@@ -21,6 +21,7 @@ import aiohttp
 import openai
 import pytest
 
+from tests.fakes import PATIENCE
 from tuner.traffic.recorder import Recording, record
 from tuner.traffic.replay import replay
 from tuner.traffic.trace import Request, Trace
@@ -195,7 +196,7 @@ async def test_arrivals_count_from_the_first_request_and_late_ends_are_sorted(
 async def test_chunks_pass_one_by_one(server: Any, script: Any, tmp_path: Path) -> None:
     """The server sends each chunk only after the client holds the one before: a buffering proxy would hang."""
     held = asyncio.Semaphore(1)
-    server.script = lambda body: script(between=lambda number: asyncio.wait_for(held.acquire(), 20))
+    server.script = lambda body: script(between=lambda number: asyncio.wait_for(held.acquire(), PATIENCE))
     async with (
         proxied(server.url, tmp_path / "trace.jsonl") as proxy,
         aiohttp.ClientSession() as session,
@@ -403,7 +404,7 @@ def test_signal_ends_the_recording_cleanly(number: int, tmp_path: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline().startswith("http://127.0.0.1:")
     os.kill(process.pid, number)
-    rest, _ = process.communicate(timeout=60)
+    rest, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert rest.strip() == "Recording(written=0, skipped={})"
     assert len(out.read_text().splitlines()) == 1

@@ -18,7 +18,7 @@ import openai
 import pytest
 from typer.testing import CliRunner
 
-from tests.fakes import cases
+from tests.fakes import PATIENCE, cases
 from tuner.cli.__main__ import app
 from tuner.traffic.anonymize import Anonymizer
 from tuner.traffic.recorder import Recording, record
@@ -79,14 +79,14 @@ class Recorder:
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd=ROOT,
         )  # fmt: skip
         assert process.stdout is not None
-        first = (await asyncio.wait_for(process.stdout.readline(), 60)).decode()
+        first = (await asyncio.wait_for(process.stdout.readline(), PATIENCE)).decode()
         assert first.startswith("listening "), await process.communicate()
         return cls(process, first.split()[1])
 
     async def end(self, number: signal.Signals) -> tuple[str, str]:
         """What it had to say after this signal."""
         self.process.send_signal(number)
-        out, err = await asyncio.wait_for(self.process.communicate(), 60)
+        out, err = await asyncio.wait_for(self.process.communicate(), PATIENCE)
         return out.decode(), err.decode()
 
 
@@ -139,7 +139,8 @@ async def test_client_that_leaves_after_the_last_word_is_recorded(server: Any, s
                 if b'"finish_reason": "length"' in line:
                     break
             response.close()
-        await asyncio.sleep(0.3)
+        while len(out.read_text().splitlines()) < 2:  # a header and the request
+            await asyncio.sleep(0.01)
     assert proxy.recording == Recording(1, {})
 
 
@@ -168,9 +169,9 @@ async def test_client_that_leaves_before_the_answer_leaves_the_upstream_too(tmp_
     ):
         body = {"model": "m", "prompt": "tide", "max_tokens": 2}
         asking = asyncio.create_task(session.post(f"{proxy.url}/v1/completions", json=body))
-        assert await asyncio.wait_for(told.get(), 60) == "asked"
+        assert await asyncio.wait_for(told.get(), PATIENCE) == "asked"
         asking.cancel()
-        assert await asyncio.wait_for(told.get(), 20) == "left"
+        assert await asyncio.wait_for(told.get(), PATIENCE) == "left"
     assert proxy.recording == Recording(0, {"client went away": 1})
 
 
@@ -180,7 +181,7 @@ async def test_what_the_end_cuts_off_is_counted(tmp_path: Path, monkeypatch: pyt
         async with proxied(url, tmp_path / "trace.jsonl") as proxy:
             body = {"model": "m", "prompt": "tide", "max_tokens": 2, "stream": True}
             asking = asyncio.create_task(session.post(f"{proxy.url}/v1/completions", json=body))
-            assert await asyncio.wait_for(told.get(), 60) == "asked"
+            assert await asyncio.wait_for(told.get(), PATIENCE) == "asked"
         with pytest.raises(aiohttp.ClientError):
             await asking
     assert proxy.recording == Recording(0, {"recording ended": 1})
@@ -192,11 +193,11 @@ async def test_a_second_signal_waits_for_nobody(tmp_path: Path, monkeypatch: pyt
         async with proxied(url, tmp_path / "trace.jsonl") as proxy:
             body = {"model": "m", "prompt": "tide", "max_tokens": 2}
             asking = asyncio.create_task(session.post(f"{proxy.url}/v1/completions", json=body))
-            assert await asyncio.wait_for(told.get(), 60) == "asked"
+            assert await asyncio.wait_for(told.get(), PATIENCE) == "asked"
             for _ in range(2):
                 signal.raise_signal(signal.SIGINT)
                 await asyncio.sleep(0.1)
-            assert await asyncio.wait_for(told.get(), 60) == "left"
+            assert await asyncio.wait_for(told.get(), PATIENCE) == "left"
         with pytest.raises(aiohttp.ClientError):
             await asking
     assert proxy.recording == Recording(0, {"recording ended": 1})
@@ -230,7 +231,7 @@ async def test_kill_9_loses_nothing_that_a_client_holds(server: Any, script: Any
         while len(held) < 20 + 7 * attempt:
             await asyncio.sleep(0.001)
         await recorder.end(signal.SIGKILL)
-        await asyncio.wait_for(asyncio.gather(*users, return_exceptions=True), 60)
+        await asyncio.wait_for(asyncio.gather(*users, return_exceptions=True), PATIENCE)
         written = {request.prompt[0]["content"] for request in load_trace(out).requests}  # type: ignore[index]
         assert held <= written
 

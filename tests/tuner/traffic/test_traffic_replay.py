@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from tests.fakes import PATIENCE
 from tuner.traffic.replay import Progress, replay
 from tuner.traffic.trace import Request
 
@@ -40,7 +42,7 @@ async def test_a_stalled_answer_delays_no_later_send(server: Any, script: Any) -
     all_came = asyncio.Event()
 
     async def stall() -> None:
-        await asyncio.wait_for(all_came.wait(), 20)
+        await asyncio.wait_for(all_came.wait(), PATIENCE)
 
     def answer(body: dict[str, Any]) -> Any:
         if len(server.seen) == 20:
@@ -48,7 +50,7 @@ async def test_a_stalled_answer_delays_no_later_send(server: Any, script: Any) -
         return script(wait=stall) if body["prompt"] == "prompt 0" else script()
 
     server.script = answer
-    result = await replay(requests(*(0.01 * i for i in range(20))), server.url, "mini")
+    result = await replay(requests(*(0.01 * i for i in range(20))), server.url, "mini", drain_timeout=PATIENCE)
     assert [record.error for record in result.records] == [None] * 20
     stalled = result.records[0]
     assert all(record.sent is not None and record.sent < stalled.token_times[0] for record in result.records)
@@ -56,13 +58,22 @@ async def test_a_stalled_answer_delays_no_later_send(server: Any, script: Any) -
     assert stalled.token_times[0] - stalled.scheduled >= 0.19
 
 
-async def test_unfinished_requests_time_out_after_the_drain_and_keep_their_tokens(server: Any, script: Any) -> None:
+async def test_unfinished_requests_time_out_after_the_drain_and_keep_their_tokens(
+    server: Any, script: Any, leap: Callable[[float], None]
+) -> None:
+    hanging = asyncio.Event()
+
     async def forever(number: int) -> None:
         if number == 2:
+            hanging.set()
             await asyncio.Event().wait()
 
+    def end_of_the_drain(progress: Progress) -> None:
+        if hanging.is_set() and progress.finished == 1:
+            leap(PATIENCE)
+
     server.script = lambda body: script(between=forever) if body["prompt"] == "prompt 1" else script()
-    result = await replay(requests(0.0, 0.02), server.url, "mini", drain_timeout=0.4)
+    result = await replay(requests(0.0, 0.02), server.url, "mini", drain_timeout=PATIENCE, on_progress=end_of_the_drain)
     done, hung = result.records
     assert done.error is None
     assert (hung.error, hung.output_tokens, hung.expected_tokens) == ("timeout", 2, 4)
@@ -132,11 +143,11 @@ async def test_cancelling_closes_the_connections(server: Any, script: Any) -> No
     server.script, server.stream = endless, watched
     frozen = gc.get_freeze_count()
     running = asyncio.create_task(replay(requests(0.0, 3600.0), server.url, "mini"))
-    await asyncio.wait_for(came.wait(), 20)
+    await asyncio.wait_for(came.wait(), PATIENCE)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    await asyncio.wait_for(gone.wait(), 20)
+    await asyncio.wait_for(gone.wait(), PATIENCE)
     assert gc.get_freeze_count() == frozen
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.fakes import cases
+from tests.fakes import PATIENCE, cases
 from tuner.traffic.exchange import Exchange
 from tuner.traffic.replay import replay
 from tuner.traffic.schedule import Schedule
@@ -80,10 +81,16 @@ async def test_a_turn_that_never_ends_ends_its_session_at_the_drain_deadline(ser
     assert result.records[1].not_sent_reason == "timeout of a"
 
 
-async def test_the_drain_deadline_counts_from_the_last_turn(server: Any, script: Any) -> None:
-    server.script = lambda body: script(token_delay=0.05)
-    requests = [turn("a", 0.0, "s"), turn("b", 0.0, "s", 0.5), turn("c", 0.0, "s", 0.5)]
-    result = await replay(requests, server.url, "mini", drain_timeout=1.0)
+async def test_the_drain_deadline_counts_from_the_last_turn(
+    server: Any, script: Any, leap: Callable[[float], None]
+) -> None:
+    async def long(number: int) -> None:
+        if number == 1:
+            leap(0.7 * PATIENCE)
+
+    server.script = lambda body: script(between=long)
+    requests = [turn("a", 0.0, "s"), turn("b", 0.0, "s", 0.1), turn("c", 0.0, "s", 0.1)]
+    result = await replay(requests, server.url, "mini", drain_timeout=PATIENCE)
     assert [record.error for record in result.records] == [None] * 3
 
 

@@ -53,7 +53,7 @@ def loadable(trace: TraceLines, path: Path) -> None:
     assert len(load_trace(path).requests) == len(trace.lines)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(trace=traces(), by=st.sampled_from(["time", "tenant", "session"]), share=st.floats(0.05, 0.95), data=st.data())
 def test_split_parts_are_disjoint_whole_and_loadable(
     trace: TraceLines, by: Any, share: float, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
@@ -178,7 +178,7 @@ def test_length_scale(line: dict[str, Any], prompt: float, output: float, expect
     assert {key: getattr(scaled, key) for key in expected} == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     beginning=st.lists(st.integers(0, 9), max_size=30),
     one=st.lists(st.integers(10, 19), min_size=1, max_size=30),

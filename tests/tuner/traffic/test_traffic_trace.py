@@ -61,7 +61,7 @@ def traces(draw: st.DrawFn) -> Trace:
     return Trace(opened_sessions(turns), provenance, draw(st.none() | st.just(1e9)))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(trace=traces())
 def test_saved_trace_loads_equal_and_validates(trace: Trace, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "round_trip.jsonl"

@@ -14,7 +14,19 @@ from benchmarks.search_race import Bench, Race, incumbent
 from benchmarks.search_strategies import Outcome
 from benchmarks.search_table import Knobs, Replay, Table
 from search_spaces.space import key
-from tuner.finals import FIRST_REPLAYS, Candidate, Estimate, choose, claimed, estimates, mostly, next_replay, undecided
+from tuner.finals import (
+    CONFIDENCE,
+    FIRST_REPLAYS,
+    Candidate,
+    Estimate,
+    choose,
+    claimed,
+    estimates,
+    larger,
+    mostly,
+    next_replay,
+    undecided,
+)
 from tuner.proposals import ln_capacities, slope_of
 from tuner.validation import DESCENT, REPLAYS_EACH, SUBSTITUTES
 
@@ -47,7 +59,7 @@ def without_finals(done: Race, trials: int) -> Recommended:
 
 def with_finals(done: Race, trials: int, finalists: int = FINALISTS) -> Recommended:
     """After so many trials the baseline and the candidates race; the winner and the baseline are held out; the baseline
-    is recommended unless the winner holds a higher rung."""
+    is recommended unless the winner holds a higher rung and has the larger capacity with probability 0.95."""
     bench = Bench(done.bench.table.halved, done.bench.seed + 1_000_000, done.bench.noisy)
     bench.seconds = done.steps[min(trials, len(done.steps) - 1)].seconds
     measured = [outcome for outcome in done.outcomes[: trials + 1] if outcome.rungs]
@@ -132,9 +144,11 @@ class _Finals:
         return None
 
     def _better(self, index: int) -> Recommended:
-        """The baseline, unless it holds less."""
-        if 0 not in self.out and self._holds_out(0) and self.held_out[0][0] >= self.held_out[index][0]:
-            index = 0
+        """The baseline, unless it holds less, and the race says so with probability (tuner.recommend.RULE)."""
+        if 0 not in self.out and self._holds_out(0):
+            sure = larger(self._estimate(index), self._estimate(0)) >= CONFIDENCE
+            if self.held_out[0][0] >= self.held_out[index][0] or not sure:
+                index = 0
         return self._recommended(index)
 
     def _alone(self) -> Recommended:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from tests.tuner.builders import answered, forced, measurement
 from tuner.cli.__main__ import app
 from tuner.results import load_results
+from tuner.serving.config import ServingConfig
 from tuner.spec import parse_spec
 from tuner.standing import standing
 from tuner.store import Store
@@ -43,11 +44,13 @@ def run(tmp_path: Path) -> Path:
         study = optuna.create_study(
             study_name="s", storage=store.optuna_storage(), directions=["maximize"] * 3, load_if_exists=True
         )
-        for ttft, purpose in ((1.5, "baseline"), (0.5, "trial")):
+        for ttft, purpose, seqs in ((1.5, "baseline", 4), (0.5, "trial", 8)):
             number = study.ask().number
             study.tell(number, [1.0, 1.0, 1.0])
             records = [answered(ttft, name=f"c{i}") for i in range(20)]
-            store.save_measurement("s", number, measurement(records=records, probes=REFERENCE, purpose=purpose))
+            config = ServingConfig("bundled", {"model": "m"}, {"max_num_seqs": seqs})
+            measured = measurement(records=records, probes=REFERENCE, purpose=purpose, config=config)
+            store.save_measurement("s", number, measured)
     return directory
 
 
@@ -94,10 +97,11 @@ def test_status_of_a_running_study(run: Path) -> None:
 
 
 def test_a_study_is_finished_once_its_last_measurement_is_there(run: Path) -> None:
-    records, asked = [answered(0.5, name=f"c{i}") for i in range(20)], []
+    asked = []
     with Store(run / "study.db") as store:
         while (turn := next_turn(load_results(store, "s"))) is not None:
             assert standing(store, "s").phase == "stopped"
+            records = [answered(0.5 if turn.trial else 1.5, name=f"c{i}") for i in range(20)]
             measured = measurement(records=records, probes=REFERENCE, purpose=turn.purpose, time_scale=turn.time_scale)
             store.save_measurement("s", turn.trial, measured)
             asked.append((turn.trial, turn.purpose))

@@ -47,9 +47,9 @@ def info(recommendation: Recommendation) -> tuple[Row, ...]:
 def _row(one: Alternative, recommended: Alternative) -> Row:
     assert one.trial.objectives is not None
     tail, tail_before = one.worth.tail_latency, recommended.worth.tail_latency
-    alike = one is not recommended and one.origin == recommended.origin
     sizes = [None if each.memory is None else each.memory.sequence for each in (one, recommended)]
     itself = one is recommended
+    alike = not itself and one.origin == recommended.origin
     return Row(
         labels=(*((RECOMMENDED,) if itself else ()), *one.labels),
         trial=one.trial.number,

@@ -72,9 +72,7 @@ def run_study(
     plan = make_plan(spec)
     _open_study(plan, store, environment, resume)
     with held_lease(store, spec.name) as renew:
-        store.set_spec(
-            spec.name, spec.model_dump_json()
-        )  # another budget or cost is one of the finals and readers, too
+        store.set_spec(spec.name, spec.model_dump_json())  # another budget or cost is one of finals and readers, too
         session = Session(Bench(plan, store, testbed, report, renew, environment), _optuna_study(plan, store))
         if first:
             session.study.set_user_attr(FIRST, [dict(knobs) for knobs in first])
@@ -216,11 +214,13 @@ def _search(
 def _enqueue_guided(session: Session, guide: Guide, quality_key: QualityKey) -> None:
     """What the simulator would try next, where nothing else waits."""
     trials = search.standing(session.study)
-    if not search.waiting(trials):
-        told = search.seen(trials, session.bench.plan.space)
-        while (knobs := guide.propose(told, quality_key)) is not None and not _fits(session.bench, knobs):
-            pass
-        _enqueue(session, [knobs] if knobs is not None else ())
+    if search.waiting(trials):
+        return
+    told = search.seen(trials, session.bench.plan.space)
+    while (knobs := guide.propose(told, quality_key)) is not None:
+        if _fits(session.bench, knobs):
+            session.study.enqueue_trial(knobs)
+            return
 
 
 def _enqueue(session: Session, wanted: Sequence[Mapping[str, Any]]) -> None:

@@ -21,7 +21,7 @@ at them is half a rung too modest on the average."""
 HELD_OUT = "holdout"
 SEARCH, AGAIN = "search", ("repeat", HELD_OUT)
 """What a worth rests on: the search, or replays after it on the tuning window and on the held-out one."""
-ORIGINS = {SEARCH: "search, once", "repeat": "tuning window, again", "holdout": "held-out window"}
+ORIGINS = {SEARCH: "search, once", "repeat": "tuning window, again", HELD_OUT: "held-out window"}
 """Where the figures of a worth come from, for tables: those of two windows are not to be compared to a few per cent."""
 
 
